@@ -10,6 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, HostFunction
+from trio_wasmcache._core.policy.cpu_budget import CpuBudget
 from trio_wasmcache._core.policy.shares import BURST_FUEL, CALL_FUEL, Share
 from trio_wasmcache._engine.base import HostCall
 from trio_wasmcache._runtime.runner import CHARGE_SLICES, THREAD_SLICES, Job, Runner
@@ -138,20 +139,96 @@ async def test_told_to_stop_in_a_thread() -> None:
     assert all_given_back(runner)
 
 
+async def take_turns(guest: Gated, turns: int) -> None:
+    """Let a guest that is in a slice in a thread run on, until it is in one so many turns later."""
+    slices = turns * CHARGE_SLICES
+    polled = len(guest.polled)
+    guest.permits.release(slices)
+    while len(guest.polled) < polled + slices:
+        await guest.in_slice()
+
+
 async def test_a_lone_call_stays_in_its_thread() -> None:
-    """It comes back only to be charged for what it burnt."""
-    runner, guest, job = start(CHARGE_SLICES + 5, offload_after=0)
-    charged: list[int] = []
+    """Its group is charged for whole turns whenever someone looks, and at the end for the rest."""
+    runner, guest, job = start(4 * CHARGE_SLICES + 5, offload_after=0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(runner.drive, job)
-        for number in range(1, CHARGE_SLICES + 5):
-            await guest.in_slice()
-            if number % 100 == 0 or number > CHARGE_SLICES:
-                charged.append(job.burnt)
-            guest.permits.release()
-    assert charged[:2] == [10, 10]
-    assert charged[-1] == 10 * (1 + CHARGE_SLICES)
-    assert job.burnt == 10 * (CHARGE_SLICES + 5)
+        await guest.in_slice()
+        await take_turns(guest, 1)
+        assert job.burnt == 10
+        runner.settle()
+        assert job.burnt == 10 * (1 + CHARGE_SLICES)
+        assert runner.threads.line.turns == 2
+        await take_turns(guest, 2)
+        for _ in range(2):
+            runner.settle()
+            assert job.burnt == 10 * (1 + 3 * CHARGE_SLICES)
+            assert job.share.virtual_time == pytest.approx(job.burnt / 100)
+            assert runner.threads.line.turns == 4
+        guest.permits.release(CHARGE_SLICES + 5)
+    assert job.burnt == 10 * (4 * CHARGE_SLICES + 5)
+    assert job.share.virtual_time == pytest.approx(job.burnt / 100)
+    assert runner.threads.line.turns == 5
+    assert all_given_back(runner)
+
+
+async def test_a_group_that_was_away_while_a_thread_ran_gets_no_credit() -> None:
+    """What the thread has not left off for counts as burnt, and as turns, when the group comes."""
+    runner, guest, job = start(4 * CHARGE_SLICES, offload_after=0)
+    away = Share(100)
+    brief = Waiting("away", 1, [])
+    brief.host_call = None
+    await runner.drive(Job(brief, away, (), Holder(), 10**6))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(runner.drive, job)
+        await guest.in_slice()
+        await take_turns(guest, 3)
+        again = Waiting("away", 1, [])
+        again.host_call = None
+        await runner.drive(Job(again, away, (), Holder(), 10**6))
+        assert away.virtual_time >= job.share.virtual_time >= 10 * 3 * CHARGE_SLICES / 100
+        guest.permits.release(CHARGE_SLICES)
+
+
+async def test_turns_in_a_thread_before_a_call_ends_do_not_make_its_group_away() -> None:
+    """They are counted when it leaves, not when it comes again."""
+    runner, guest, job = start(4 * CHARGE_SLICES, offload_after=0)
+    share = Share(100)
+
+    def host() -> None:
+        guest.permits.release(3 * CHARGE_SLICES)
+        while len(guest.polled) < 2 + 3 * CHARGE_SLICES:
+            guest.reached.acquire()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(runner.drive, job)
+        await guest.in_slice()
+        brief = Waiting("brief", 1, [])
+        await runner.drive(Job(brief, share, (HostFunction(host, (), ()),), Holder(), 10**6))
+        assert share.left == runner.threads.line.turns + runner.loop.line.turns == 4
+        runner.settle()
+        assert runner.threads.line.turns == 4
+        guest.permits.release(CHARGE_SLICES)
+
+
+@pytest.mark.parametrize("why", ["a limit of its CPU time", "so much fuel"])
+async def test_a_call_leaves_its_thread_after_a_turn(why: str) -> None:
+    """Where the loop has to act on what it burnt."""
+    runner, guest, job = start(2 * CHARGE_SLICES, offload_after=0)
+    told: list[int] = []
+    runner.burnt = lambda: told.append(job.burnt)
+    if why == "so much fuel":
+        job.note_at = 10 * CHARGE_SLICES
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(runner.drive, job)
+        await guest.in_slice()
+        if why != "so much fuel":
+            job.share.budget = CpuBudget("group", 1e9)
+        await take_turns(guest, 1)
+        assert job.burnt == 10 * (1 + CHARGE_SLICES)
+        assert job.noted == (0, 0)
+        assert told == ([job.burnt] if why == "so much fuel" else [])
+        guest.permits.release(CHARGE_SLICES)
     assert all_given_back(runner)
 
 

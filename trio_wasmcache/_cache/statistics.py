@@ -190,6 +190,7 @@ class Statistics:
     def look_inside(self) -> CacheSnapshot:
         """Return the inside of the cache at this moment."""
         pool, instances = self._pool, self._pool.policy.instances
+        pool.runner.settle()
         idle = list(instances.lru)
         held = [request.instance for request in pool.policy.waits.held]
         running = [instance for instance in held if instance is not None]

@@ -47,7 +47,8 @@ T = TypeVar("T")
 # Slices after which a thread checks whether another call waits for it: at 0.1 ms a slice, the hop
 # to the loop and back (0.3 ms) stays under a tenth of the time.
 THREAD_SLICES = 32
-# Slices after which a thread returns in any case, so that the fuel is charged to its group.
+# Slices after which a thread notes the fuel that was burnt, so that its group is charged with it:
+# as a turn, without the way to the loop and back, which is a twentieth of the time of these slices.
 CHARGE_SLICES = 256
 
 # Seconds that the loop waits for a thread whose call is cancelled: a slice takes 0.1 to 0.3 ms.
@@ -120,6 +121,11 @@ class Job:
     """Cancel scope around the last wait for a turn; only `end` may cancel it."""
     in_thread: bool = False
     """Whether a thread runs it now."""
+    noted: tuple[int, int] = (0, 0)
+    """Turns that it has had in threads without leaving them, and `burnt` at the end of the last of
+    these; only the thread that runs it sets this."""
+    settled: int = 0
+    """Turns of these for which the group is charged; see `Runner.settle`."""
     cpu_seconds: float = 0.0
     """CPU time of its last stay in a thread, if its group has a `cpu_limit` (seconds)."""
     out_of_thread: trio.Event = field(factory=trio.Event)
@@ -207,8 +213,8 @@ class Runner:
     ) -> None:
         self.config: CacheConfig = config
         self.cpu_limits: CpuLimits = CpuLimits(cpu_clock, note_waits)
-        self.loop: Turns = Turns(1)
-        self.threads: Turns = Turns(config.max_threads)
+        self.loop: Turns = Turns(1, self.settle)
+        self.threads: Turns = Turns(config.max_threads, self.settle)
         self.converters: trio.CapacityLimiter = trio.CapacityLimiter(config.max_threads)
         self.importers: trio.CapacityLimiter = trio.CapacityLimiter(1)
         self._waits_from = 0.0  # when the loop may wait for a thread again; see `STOP_WAIT`
@@ -217,6 +223,7 @@ class Runner:
         burnt what makes its function due for promotion."""
         self.jobs: dict[Job, None] = {}
         """Jobs that are driven now."""
+        self._in_threads: dict[Job, None] = {}
 
     def resize(self, config: CacheConfig) -> None:
         """Apply other limits: more threads are used at once, fewer as their turns end."""
@@ -236,6 +243,18 @@ class Runner:
     @cpu_clock.setter
     def cpu_clock(self, clock: Callable[[], float]) -> None:
         self.cpu_limits.clock = clock
+
+    def settle(self) -> None:
+        """Charge groups for the turns of their calls in threads, as far as the threads noted them.
+
+        It is called whenever virtual times or turns are compared.
+        """
+        for job in self._in_threads:
+            turns, burnt = job.noted
+            if turns != job.settled:
+                job.share.charge(burnt - job.burnt)
+                self.threads.line.begin(job.share, turns - job.settled)
+                job.burnt, job.settled = burnt, turns
 
     async def pass_turn(self, share: Share) -> None:
         """Let others run: wait for a turn of the loop, and begin a new burst of short calls.
@@ -448,6 +467,7 @@ class Runner:
 
     def _arrive(self, share: Share) -> None:
         """Count one more call of the group that takes turns."""
+        self.settle()
         turns = self.loop.line.turns + self.threads.line.turns
         if not share.active and turns - share.left > AWAY_TURNS:
             # Other groups had turns of either kind while this one asked for none: it was away.
@@ -457,6 +477,7 @@ class Runner:
 
     def _leave(self, share: Share) -> None:
         """Count one call fewer of the group that takes turns."""
+        self.settle()
         share.leave(self.loop.line.turns + self.threads.line.turns)
 
     async def _hop(self, job: Job) -> bool:
@@ -498,6 +519,7 @@ class Runner:
         budget = job.share.budget
         most = None if budget is None else budget.left(trio.current_time())
         job.cpu_seconds, job.in_thread = 0.0, True
+        self._in_threads[job] = None
         try:
             with no_autojump():
                 run = functools.partial(_slices, job, self.threads, self.cpu_clock, most)
@@ -505,6 +527,8 @@ class Runner:
                 over: bool = await trio.lowlevel.wait_task_rescheduled(abort)
         finally:
             self.cpu_limits.charge(job.share, job.cpu_seconds + HOP_SECONDS)
+            self.settle()
+            del self._in_threads[job]
             job.in_thread = False
             job.out_of_thread.set()
             job.out_of_thread = trio.Event()
@@ -688,8 +712,8 @@ def _fail(job: Job) -> NoReturn:
 def _slices(job: Job, threads: Turns, clock: Callable[[], float], most: float | None) -> bool:
     """Run slices in a worker thread; return whether the call is over.
 
-    It uses the instance and the job, and only reads `threads.contended`. With `most`, it ends once
-    it has used that much CPU time (seconds).
+    It uses the instance and the job, and only reads `threads.contended`, and whether the group has
+    a `cpu_limit`. With `most`, it ends once it has used that much CPU time (seconds).
     """
     native = job.native
     slices, began = 0, 0.0 if most is None else clock()
@@ -702,5 +726,10 @@ def _slices(job: Job, threads: Turns, clock: Callable[[], float], most: float | 
             return over
         if most is not None and job.cpu_seconds >= most:
             return False
-        if slices >= CHARGE_SLICES or (slices >= THREAD_SLICES and threads.contended):
+        if slices >= THREAD_SLICES and threads.contended:
             return False
+        if slices % CHARGE_SLICES == 0:
+            burnt = job.fuel - native.fuel_left()
+            if job.share.budget is not None or burnt >= job.note_at:
+                return False
+            job.noted = job.noted[0] + 1, burnt

@@ -29,6 +29,9 @@ class Turns:
 
     slots: int
     """Number of turns at the same time."""
+    settle: Callable[[], None] = lambda: None
+    """Function that charges groups for turns which are not over; it is called before the virtual
+    times of groups are compared."""
     taken: int = 0
     line: FairQueue[Task] = Factory(lambda: FairQueue[Task]())
 
@@ -49,6 +52,7 @@ class Turns:
         **Checkpoint:** always.
         **Cancellation:** no turn is taken.
         """
+        self.settle()
         self.line.enter(share)
         if self.taken < self.slots and not self.line:
             self.taken += 1
@@ -70,6 +74,8 @@ class Turns:
         **Cancellation:** the turn is given back.
         """
         # `take`, inline: each coroutine called here would be one more to resume for every slice.
+        if self.line:
+            self.settle()
         if self.line.must_yield(share):
             self.give_back()
             await trio.lowlevel.wait_task_rescheduled(self._join(share))
@@ -109,6 +115,8 @@ class Turns:
 
         For a group with a tiny share, this may be so thousands of times in a row.
         """
+        if self.line:
+            self.settle()
         first = self.line.first()
         if first is None or first.virtual_time >= share.virtual_time:
             return False
@@ -116,6 +124,8 @@ class Turns:
         return True
 
     def _hand_out(self) -> None:
+        if self.line:
+            self.settle()
         while self.taken < self.slots and (task := self.line.pop()) is not None:
             self.taken += 1
             trio.lowlevel.reschedule(task)

@@ -173,9 +173,9 @@ class FairQueue(Generic[T]):
             share.burst_from += self.now - share.virtual_time
             share.virtual_time = self.now
 
-    def begin(self, share: Share) -> None:
-        """Begin a turn of `share`."""
-        self.turns += 1
+    def begin(self, share: Share, turns: int = 1) -> None:
+        """Begin a turn of `share`, or the last of several that follow each other."""
+        self.turns += turns
         self.now = max(self.now, share.virtual_time)
 
 
