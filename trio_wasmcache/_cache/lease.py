@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, TypeVar
 
 import trio
 from attrs import field, frozen
-from trio.lowlevel import Task, checkpoint, checkpoint_if_cancelled, current_task
+from trio.lowlevel import (
+    Abort,
+    RaiseCancelT,
+    Task,
+    checkpoint,
+    checkpoint_if_cancelled,
+    current_task,
+    reschedule,
+    wait_task_rescheduled,
+)
 
 from .._abi.base import BY_STEPS, Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values, shown
@@ -121,7 +130,7 @@ class Lease(Generic[R_co]):
     _task: Task | None = None
     """Task that has the group's token for this lease."""
     _request: Request | None = None
-    """Request that was granted; None while nothing is held."""
+    """Request that was granted, or that is in line the short way; None while there is none."""
     _bound: BoundFunction | None = None
     """Bound function of the instance that is, or last was, held."""
     _ready: Callable[[Sequence[object], int], Value] | None = None
@@ -207,17 +216,19 @@ class Lease(Generic[R_co]):
         except RuntimeError:
             raise pool.owner.refusal("acquire", waits=True) from None
         self._state = ACQUIRING
+        behind = False
         try:
-            if pool.waiting and self._must_wait():
+            if pool.waiting and self._is_behind():
                 # Waiting is a checkpoint; another one would be a pass of the loop for nothing.
+                behind = True
                 await checkpoint_if_cancelled()
-                return await self._acquire(task)
-            await checkpoint()
+            else:
+                await checkpoint()
         except BaseException:
             self._state = ENDED
             raise
-        # The fast path of a hit: short on purpose, like the policy's part of it. `_acquire` does
-        # the rest: no free token, nothing idle, or uses to log.
+        # The fast paths of a hit and of a place in line: short on purpose, like the policy's part
+        # of them. `_acquire` does the rest: no free token, something to load, or uses to log.
         group = self._group
         capacity = group.capacity
         owners = capacity.owners
@@ -233,7 +244,9 @@ class Lease(Generic[R_co]):
             and not (self._warm or pool.journal.log_uses)
         ):
             now = pool.now
-            request = pool.policy.hit(function, group.record, task, self._end, now())
+            request = None
+            if not behind:
+                request = pool.policy.hit(function, group.record, task, self._end, now())
             if request is not None:
                 owners[task] = 1
                 self._task = task
@@ -242,23 +255,68 @@ class Lease(Generic[R_co]):
                 self._ready = bound.begin  # type: ignore[union-attr]
                 self._state = HELD
                 return self
+            if self._reach is None and not pool.exits.pending:
+                try:
+                    request = pool.policy.queue(function, group.record, task, self._end, now())
+                    if request is not None:
+                        owners[task] = 1
+                        self._request = request
+                        self._entered_from = _getframe(1)
+                        request.asleep = True
+                        await wait_task_rescheduled(self._leave_line)
+                except BaseException as error:
+                    self._fail_in_line(task, error)
+                    raise
+            if request is not None:
+                instance = request.instance
+                if instance is not None and instance.ready:
+                    if not request.plain:
+                        pool.policy.may_rest(request)
+                    self._task = task
+                    self._bound = bound = instance.bound  # type: ignore[assignment]
+                    self._ready = bound.begin  # type: ignore[union-attr]
+                    self._state = HELD
+                    return self
+                return await self._acquire(task, request)
         return await self._acquire(task)
 
-    def _must_wait(self) -> bool:
+    def _is_behind(self) -> bool:
         """Return whether others are in line for an instance of this function in this group."""
-        function = self._pool.exact.get((self._name, self._args))  # type: ignore[arg-type]
-        if function is None or self._warm:
+        pool = self._pool
+        function = pool.exact.get((self._name, self._args))  # type: ignore[arg-type]
+        if function is None or self._warm or pool.exits.pending:
             return False
-        return self._pool.policy.must_wait(function, self._group.record)
+        entry = function.entries.get(self._group.record)
+        return entry is not None and bool(entry.waiting)
 
-    async def _acquire(self, task: Task) -> Self:
-        acquisition = Acquisition(
-            self._pool, self._group, task, self, self._end, warm=self._warm, reach=self._reach
-        )
-        self._acquisition = acquisition
+    def _leave_line(self, _: RaiseCancelT) -> Abort:
+        """Leave the line, as the task is cancelled: an abort function."""
+        pool, request = self._pool, self._request
+        assert request is not None
+        request.asleep = False
+        now = pool.now()
+        step = pool.policy.cancel(request, now)
+        pool.carry_out(step, now, functools.partial(pool.journal.origin_of, request.owner))
+        return Abort.SUCCEEDED
+
+    def _fail_in_line(self, task: Task, error: BaseException) -> None:
+        """Give back the token of an acquire that failed in line, or on its way there."""
+        request, self._request, self._entered_from = self._request, None, None
+        self._state = ENDED
+        if request is not None:
+            self._pool.policy.note_error(request.entry, type(error).__name__)
+            self._group.capacity.give_back(task)
+
+    async def _acquire(self, task: Task, waited: Request | None = None) -> Self:
+        """Acquire the long way; `waited`: the request, if it was in line and was woken."""
+        acquisition = self._acquisition = self._long_way(task, waited)
         try:
-            self._request, self._bound = await acquisition.run(self._name, self._args)
+            if waited is None:
+                self._request, self._bound = await acquisition.run(self._name, self._args)
+            else:
+                self._bound = await acquisition.go_on(self._name)
         except BaseException:
+            self._request = self._entered_from = None
             self._step(ENDED)
             raise
         finally:
@@ -268,6 +326,18 @@ class Lease(Generic[R_co]):
         self._entered_from = _getframe(2)
         self._step(HELD)
         return self
+
+    def _long_way(self, task: Task, waited: Request | None) -> Acquisition:
+        return Acquisition(
+            self._pool,
+            self._group,
+            task,
+            self,
+            self._end,
+            warm=self._warm,
+            reach=self._reach,
+            request=waited,
+        )
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
@@ -305,9 +375,16 @@ class Lease(Generic[R_co]):
                 return
             size = measure(bound.native)
             if pool.waiting and request.entry.waiting:
-                if not self._pass_on(request, size):
+                if self._entered_from is None or self._entered_from is not _getframe(1):
+                    check_headroom()  # see `_leave`
+                following = pool.policy.pass_on(request, size, now())
+                if following is None:
                     self._leave(task)
                     return
+                self._ready = self._request = self._entered_from = None
+                self._state = ENDED
+                following.asleep = False
+                reschedule(following.owner)  # type: ignore[arg-type] # owners are tasks here
             elif pool.policy.rest(request, size, now()):
                 self._ready = self._request = None
                 self._state = ENDED
@@ -323,23 +400,6 @@ class Lease(Generic[R_co]):
                 capacity.give_back(task)
         except RecursionError:
             pool.exits.add(functools.partial(self._leave_late, task))
-
-    def _pass_on(self, request: Request, size: int) -> bool:
-        """Give the instance, of that size, to the first in line; or return False.
-
-        Raises:
-            RecursionError: there is not enough space on Python's stack; nothing has changed.
-        """
-        if self._entered_from is None or self._entered_from is not _getframe(2):
-            check_headroom()  # see `_leave`
-        pool = self._pool
-        following = pool.policy.pass_on(request, size, pool.now())
-        if following is None:
-            return False
-        self._ready = self._request = self._entered_from = None
-        self._state = ENDED
-        following.rouse()
-        return True
 
     def _leave(self, task: Task) -> None:
         """End the block: give back the token now, and the instance when no call is under way.
@@ -392,6 +452,10 @@ class Lease(Generic[R_co]):
             self._lent.end()
         if isinstance(self._acquisition, Acquisition):
             return self._acquisition.end(reason)
+        if self._state is ACQUIRING and self._request is not None:
+            # It was woken in line, and its task has not run since.
+            task: Any = self._request.owner
+            return self._long_way(task, self._request).end(reason)
         call = self._under_way
         if call is not None:
             self._end_call_early(call, reason)

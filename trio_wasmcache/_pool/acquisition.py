@@ -58,6 +58,7 @@ class Acquisition:
         warm: whether to load another instance even if one is idle.
         reach: called when it begins to wait or to load, with what for, and with the requests that
             hold what it waits for, as far as they are known; None: nobody watches.
+        request: a request whose task has a token and was woken; see `go_on`. None: `run` makes one.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Acquisition:
         *,
         warm: bool,
         reach: Callable[[str, Collection[Request]], None] | None = None,
+        request: Request | None = None,
     ) -> None:
         self._pool = pool
         self._group = group
@@ -81,7 +83,7 @@ class Acquisition:
         self._reach = reach
         self._blocked = False
         self._asked_at = 0.0
-        self._request: Request | None = None
+        self._request = request
         self._origin: Origin | None = None  # of its events, once there is one
         self._making: Making | None = None
         self.definition: Definition | None = None
@@ -123,9 +125,33 @@ class Acquisition:
                 raise
             if self._group.record.closed or pool.closed:
                 raise self._closed_error()
-            return await self._take_instance(record)
+            request = self._ask(record)
+            return request, await self._take_instance(request)
         except BaseException:
             capacity.give_back(self._task)
+            raise
+
+    async def go_on(self, name: str) -> BoundFunction:
+        """Go on where the wait of a request has ended that was put into line without `run`.
+
+        Returns:
+            The function bound to its instance.
+
+        Raises:
+            WasmCacheError: the load failed, or the policy refused.
+            trio.ClosedResourceError: the group or the cache is closed.
+
+        **Checkpoint:** maybe, if it has to wait again or load.
+        **Cancellation:** nothing is held.
+        """
+        self._name = name
+        try:
+            check_headroom()
+            if self._request is None:
+                raise IllegalStepError("this acquire was not put into line")
+            return await self._take_instance(self._request)
+        except BaseException:
+            self._group.capacity.give_back(self._task)
             raise
 
     @property
@@ -199,7 +225,8 @@ class Acquisition:
 
     # -- the instance
 
-    async def _take_instance(self, record: FunctionRecord) -> tuple[Request, BoundFunction]:
+    def _ask(self, record: FunctionRecord) -> Request:
+        """Return a request for an instance; it is granted, or its task has to wait or load."""
         pool = self._pool
         policy, journal = pool.policy, pool.journal
         request = self._request = policy.request(
@@ -221,6 +248,12 @@ class Acquisition:
             raise
         if step is not None:
             pool.carry_out(step, now, self._cause)
+        return request
+
+    async def _take_instance(self, request: Request) -> BoundFunction:
+        """Return the function bound to the instance of a request, once that is granted."""
+        pool = self._pool
+        policy, journal = pool.policy, pool.journal
         instance = request.instance
         if instance is None or request.stage is not GRANTED:
             try:
@@ -233,7 +266,7 @@ class Acquisition:
             journal.acquired(request, instance, self._asked_at, pool.now(), policy.instances.ledger)
         elif instance.ready:
             policy.may_rest(request)
-        return request, bound
+        return bound
 
     def _bind(self, instance: Instance) -> BoundFunction:
         """Return the function bound to the instance; bind it anew if the instance was set aside."""
@@ -267,7 +300,7 @@ class Acquisition:
         pool = self._pool
 
         def abort(_: RaiseCancelT) -> Abort:
-            request.sleep(None)
+            request.asleep = False
             now = pool.now()
             pool.journal.abandoned(request, "Cancelled", now)
             pool.carry_out(pool.policy.cancel(request, now), now, self._cause)
@@ -277,7 +310,7 @@ class Acquisition:
         if self._reach is not None:
             what = request.stage.value.removeprefix("waiting for ")
             self._reach(what, () if request.stage is Stage.ROOM else tuple(request.entry.claims))
-        request.sleep(functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task()))
+        request.asleep = True
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def _load(self, request: Request, instance: Instance) -> None:

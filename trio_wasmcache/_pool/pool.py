@@ -10,6 +10,7 @@ from typing import final
 
 import trio
 from attrs import evolve
+from trio.lowlevel import reschedule
 
 from .._core.config import CacheConfig, MiB
 from .._core.dumps import DumpBook
@@ -173,7 +174,9 @@ class Pool:
             if module.users == 0:
                 module.unload()
         for request in step.woken:
-            request.rouse()
+            if request.asleep:
+                request.asleep = False
+                reschedule(request.owner)  # type: ignore[arg-type] # owners are tasks here
         if self.freed is not None and (step.evicted or step.unloaded):
             self.freed()
 

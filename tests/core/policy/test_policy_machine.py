@@ -165,7 +165,7 @@ class PolicyMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 100.0
-        self.short = True  # whether hits may go the short way
+        self.short = True  # whether the short ways may be taken
         self.turns = 0
         self.labels = Counter[str]()
         self.functions: dict[MFunction, FunctionRecord] = {}
@@ -278,15 +278,23 @@ class PolicyMachine(RuleBasedStateMachine):
             if short:
                 before = snapshot(self.policy)
                 theirs = self.policy.hit(*where, ours.owner, ours, self.now)
+                if theirs is None:
+                    assert snapshot(self.policy) == before, "refused, and changed something"
+                    theirs = self.policy.queue(*where, ours.owner, ours, self.now)
                 if theirs is not None:
                     self.requests[ours] = theirs
                     return None
                 assert snapshot(self.policy) == before, "refused, and changed something"
+            fitted, entry = where[0].fits, where[0].entries.get(where[1])
+            unable = {ours.owner, *self.policy.waits.waiting}
+            able = entry is not None and {it.owner for it in entry.claims} - unable
             theirs = self.policy.request(*where, ours.owner, warm)
             self.requests[ours] = theirs
             step = self.policy.acquire(theirs, self.now)
             plain = theirs.hit and step is None and not aged
             assert not (short and plain), "a plain hit was refused"
+            in_line = theirs.stage is Stage.QUEUED and fitted == where[0].fits
+            assert not (short and in_line and able), "a place in line was refused"
             return step
 
         self.compare(act, lambda: self.model.acquire(ours))

@@ -119,7 +119,7 @@ def test_spare_requests_keep_neither_tasks_nor_removed_functions() -> None:
 
 # They read or change nothing that is put off.
 UNCONCERNED = {
-    *("glance", "may_rest", "must_wait", "note_compiled", "note_error", "note_long_call"),
+    *("glance", "may_rest", "note_compiled", "note_error", "note_long_call"),
     "note_token_block",
 }
 

@@ -22,9 +22,10 @@ These hold between two steps:
 
 Nearly every acquire and recycle is a plain hit, and takes the short way: `hit` and `rest`. They do
 the same as `acquire` and `recycle`, which make a dozen calls each, but without a call, as a call in
-Python costs as much as three of their lines. In any unusual case they change nothing and refuse;
-then the long way is taken. The model of the policy in the tests checks that both ways lead to the
-same state, whatever the state before.
+Python costs as much as three of their lines. Where many want one instance, `queue` and `pass_on`
+are the short ways into the line and out of it. In any unusual case all four change nothing and
+refuse; then the long way is taken. The model of the policy in the tests checks that both ways lead
+to the same state, whatever the state before.
 
 What `rest` has left is mostly what the next `hit` wants. So the books have that one instance as
 held until they are looked at, or another step begins: see `_settle`. Nearly a half of both ways is
@@ -48,6 +49,7 @@ from ..errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from ..events import Reason
 from ..keys import FunctionKey
 from ..metrics.counters import COMPILES, FUELS, HOLDS, RUNS, WAITS, microseconds
+from ..stack_room import check_headroom
 from .copying import MAX_FUNCTIONS, STAGES, PolicyCopy, UnderWay, Whole
 from .deadlock import ROOM, Resource, Waits
 from .instances import Instances, Step
@@ -56,6 +58,7 @@ from .records import (
     ENDED,
     GRANTED,
     NEW,
+    NO_LINE,
     Closable,
     Entry,
     FunctionRecord,
@@ -121,6 +124,10 @@ class Policy:
     in the books yet."""
     _epoch: int = 0
     """Number of steps that may have changed what `rest` looks at."""
+    _calm: int = -1
+    """The last epoch in which `pass_on` found that the cache as a whole does not hinder it."""
+    _limits: int = 0
+    """Number of the limits, counted by `resize`."""
 
     # -- the books
 
@@ -319,62 +326,124 @@ class Policy:
             request.spare = self._spare
             self._spare = request
 
-    # -- the short way from a lease to the next that waits for it
+    # -- the short ways into the line, and from a lease to the first in line
 
-    def must_wait(self, function: FunctionRecord, group: GroupRecord) -> bool:
-        """Return whether an acquire would wait in this step, as others wait for an instance."""
+    def queue(
+        self,
+        function: FunctionRecord,
+        group: GroupRecord,
+        owner: Hashable,
+        give_up: GiveUp,
+        now: float,
+    ) -> Request | None:
+        """Return a request that is QUEUED, or None, having changed nothing.
+
+        Does the same as `acquire`, but only while all instances of the entry are claimed, and one
+        of their holders can proceed.
+
+        Raises:
+            RecursionError: there is not enough space on Python's stack; nothing has changed.
+        """
+        if self._resting is not None:
+            self._settle()
         entry = function.entries.get(group)
-        return entry is not None and bool(entry.waiting)
+        if entry is None or function.fits != self._limits or group.closed or self.closed:
+            return None
+        line = entry.waiting
+        if not line and len(entry.claims) < function.concurrency:
+            return None
+        waiting = self._waits.waiting
+        for request in entry.claims:
+            if request.owner not in waiting and request.owner != owner:
+                break
+        else:
+            return None  # it may be in vain
+        check_headroom()
+        if not line:
+            self._epoch += 1
+            if line is NO_LINE:
+                line = entry.waiting = OrderedDict()
+        self._turns = turn = self._turns + 1
+        request = Request(
+            entry, owner, False, turn, Stage.QUEUED, blocked=True, since=now, give_up=give_up
+        )
+        waiting[owner] = entry
+        self.blocks += 1
+        entry.uses.blocks += 1
+        line[request] = None
+        return request
 
     def pass_on(self, request: Request, size: int, now: float) -> Request | None:
         """End a lease as `rest` does, and grant its instance to the first request in line.
 
         Does the same as `recycle`, but for the books of what is idle, in which nothing changes.
-        `size` is what the instance may touch now (bytes).
+        `size` is what the instance may touch now (bytes). The caller has checked that there is
+        enough space on Python's stack.
 
         Returns:
-            The request that was granted, to be roused; or None, having changed nothing, if
+            The request that was granted, to be woken; or None, having changed nothing, if
             `recycle` must be called instead.
         """
         if self._resting is not None:
             self._settle()
         instance, entry, instances = request.instance, request.entry, self._instances
-        if instance is None or size != instance.resting_size or not request.plain:
-            return None
-        config, group, ledger = self.config, entry.group, instances.ledger
+        line, group, ledger, config = entry.waiting, entry.group, instances.ledger, self.config
         if (
-            not entry.waiting
-            or next(iter(entry.waiting)).warm
-            or self._room
-            or self.closed
-            or entry.function.retired
+            instance is None
+            or size != instance.resting_size
+            or not request.plain
+            or not line
             or not instance.ready
-            or instances.told is not None
-            or instances.keep_alive.learns
-            or instances.shrunk
+            or entry.function.retired
             or size > config.max_instance_size
             or ledger.total_size + size > config.max_size
             or group.idle_size + size > group.room
-            or ledger.running > ledger.most_running
-            or ledger.running_size > instances.running_limit
         ):
             return None
-        self._epoch += 1
-        entry.uses.add(HOLDS, int((now - request.since) * 1e6))
+        if self._calm != self._epoch:
+            if (
+                self._room
+                or self.closed
+                or instances.told is not None
+                or instances.keep_alive.learns
+                or instances.shrunk
+                or ledger.running > ledger.most_running
+                or ledger.running_size > instances.running_limit
+            ):
+                return None
+            self._calm = self._epoch
+        following = next(iter(line))
+        if following.warm:
+            return None
+        # `UseStats.add`, written out.
+        uses = entry.uses
+        held, waited = int((now - request.since) * 1e6), int((now - following.since) * 1e6)
+        uses.hold += held
+        uses.wait += waited
+        counts = uses.counts
+        try:
+            counts[HOLDS + held.bit_length()] += 1
+        except KeyError:
+            uses.count_in(HOLDS + held.bit_length())
+        try:
+            counts[WAITS + waited.bit_length()] += 1
+        except KeyError:
+            uses.count_in(WAITS + waited.bit_length())
+        # The instance.
         instance.last_used = entry.last_used = now
         instances.rests = instance.rested = instances.rests + 1
         instance.uses += 1
-        request.give_up = None
-        self._let_go(request)
-        following, _ = entry.waiting.popitem(last=False)
-        self._waits.end(following.owner)
-        entry.claims[following] = self._waits.held[following] = None
+        # The requests.
+        waits, claims = self._waits, entry.claims
+        request.stage = ENDED
+        request.instance = request.give_up = None
+        del line[following], waits.waiting[following.owner], waits.held[request], claims[request]
         following.instance = instance
         following.stage = GRANTED
-        following.hit = True
-        self.hits += 1
-        self._note_wait(following, now)
+        following.hit = following.plain = True
         following.since = now
+        claims[following] = waits.held[following] = None
+        self.hits += 1
         return following
 
     # -- acquire
@@ -442,6 +511,7 @@ class Policy:
         request.turn = self._turns
         try:
             self._instances.check_fits(entry.function)
+            entry.function.fits = self._limits
             if free:
                 return self._seek_room(request, now)
             self._block(request, entry)
@@ -883,6 +953,7 @@ class Policy:
             self._settle()
         self._epoch += 1
         self.config = config
+        self._limits += 1
         result = Step()
         self._instances.resize(config, now, result)
         for entry in self._refuse_misfits(result):

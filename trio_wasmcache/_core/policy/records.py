@@ -157,6 +157,9 @@ class FunctionRecord:
     """Module of which new instances are made at the moment, as it is profiled; None: it is not."""
     definition: object = None
     """The pool's description of the function."""
+    fits: int = -1
+    """Number of the limits, counted by `resize`, under which an empty cache can run it, as far as
+    `acquire` has looked."""
     names: dict[str, Any] = field(init=False)
     """The fields by which events and items of snapshots name it."""
 
@@ -463,8 +466,8 @@ class Request:
     """Time of the request, if it had to wait; once granted, time of the grant (seconds)."""
     error: Exception | None = field(default=None)
     """Reason of a failed end; `RequestClosed` where a group or the cache was closed."""
-    wake: Callable[[], object] | None = None
-    """Wakes its task, while that sleeps; the policy does not use it."""
+    asleep: bool = False
+    """Whether its task sleeps until it is woken; the policy does not use it."""
     give_up: GiveUp | None = None
     """Callback that revokes the grant; None once the lease has ended."""
     handed_over: bool = False
@@ -510,16 +513,6 @@ class Request:
     def refuse(self, error: Exception) -> None:
         """Keep the error that its first step raised."""
         self.error = error
-
-    def sleep(self, wake: Callable[[], object] | None) -> None:
-        """Note how to wake its task, which sleeps now; None: it sleeps no longer."""
-        self.wake = wake
-
-    def rouse(self) -> None:
-        """Wake its task, if it sleeps."""
-        wake, self.wake = self.wake, None
-        if wake is not None:
-            wake()
 
 
 class RequestClosed(Exception):
