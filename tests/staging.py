@@ -19,11 +19,11 @@ def look(cache: InstanceCache, kit: Kit) -> None:
     if isinstance(kit, FakeKit):
         stats = cache.stats()
         kept = stats.idle_instances - seats(cache)
-        # Guests that are prepared, or start in the background, are in no book.
-        preparing = cache._compiler.preparing + len(cache._pool.background)
-        most = kept + stats.running_instances + cache._pool.evictor.closing + preparing
+        # Guests that start in the background are in no book.
+        starting = len(cache._pool.background)
+        most = kept + stats.running_instances + cache._pool.evictor.closing + starting
         assert kept <= kit.engine.open_instances <= most
-        assert kit.engine.loaded_modules <= stats.loaded_modules + preparing
+        assert kit.engine.loaded_modules <= stats.loaded_modules + starting
 
 
 def seats(cache: InstanceCache) -> int:

@@ -237,8 +237,8 @@ def _disagreements(cache: InstanceCache) -> list[str]:
         if borrowed < len(owners) or any(count < 1 for count in owners.values()):
             problems.append(f"group {name!r}: {borrowed} tokens for {len(owners)} tasks")
         for request in (*held, *waiters):
-            if request.handed_over:
-                continue  # its token is given back; a call is under way
+            if request.handed_over or request.entry.function.prepares:
+                continue  # its token is given back; a call is under way: or it needs none
             if request.entry.group is group.record and request.owner not in owners:
                 problems.append(f"group {name!r}: {request.owner} uses it without a token")
     uses, totals = instances.snapshot(), cache.stats()

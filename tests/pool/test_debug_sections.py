@@ -45,7 +45,7 @@ async def test_the_compiler_does_not_get_them_and_the_module_keeps_them() -> Non
         assert kept.sizes == {".debug_info": 10 * KiB, ".debug_line": 10 * KiB}
         assert kept.read(".debug_line") == NOISE
         assert cache.stats().artifact_size == bare + kept.size
-        assert cache._compiler.debug_book.size == kept.size
+        assert cache._pool.debug_book.size == kept.size
         with pytest.raises(TrapError) as caught:
             async with cache.acquire("f", ("i64",)) as f:
                 await f.call(1)
@@ -53,14 +53,14 @@ async def test_the_compiler_does_not_get_them_and_the_module_keeps_them() -> Non
         module = module_of(cache, "f")
         cache.remove("f")
         assert module.debug_sections is None
-        assert cache._compiler.debug_book.size == 0
+        assert cache._pool.debug_book.size == 0
 
 
 async def test_those_of_the_module_added_first_are_freed_for_others() -> None:
     """The book never exceeds its limit, and a module that lost its sections goes on."""
     async with open_fake_cache() as cache:
         engine: Any = cache._pool.engine
-        book = cache._compiler.debug_book
+        book = cache._pool.debug_book
         wasm = with_debug(".debug_info", wasm=engine.module())
         await cache.register("run", wasm, args=("i64",), returns="i64")
         each = book.size
@@ -87,7 +87,7 @@ async def test_functions_that_share_a_module_share_its_sections() -> None:
         wasm = with_debug(".debug_info")
         await cache.register("f", wasm, args=("i64",), returns="i64")
         await cache.register("g", wasm, args=("i64",), returns="i64", export="f")
-        book, module = cache._compiler.debug_book, module_of(cache, "f")
+        book, module = cache._pool.debug_book, module_of(cache, "f")
         assert module is module_of(cache, "g")
         size = book.size
         cache.remove("f")

@@ -8,6 +8,7 @@ two things happen at the same moment unless one is the cause of the other.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from pathlib import Path
@@ -26,6 +27,7 @@ from trio_wasmcache import (
     InstanceCache,
     LoadError,
     MiB,
+    Prepare,
     TrapError,
     WasmCacheError,
 )
@@ -177,6 +179,8 @@ class _Run:
     outcome: Outcome
     outside: trio.Nursery
     began: float = 0.0
+    preparable: dict[FunctionPlan, dict[str, Any]] = Factory(dict)
+    """{function: what is registered of it to be prepared}."""
 
     async def run(self) -> None:
         self.began = trio.current_time()
@@ -287,6 +291,42 @@ class _Run:
             isolation=function.isolation,
         )
 
+    async def prepare(
+        self, function: FunctionPlan, *, name: str, held: str | None, patience: float
+    ) -> None:
+        """Register a function that is prepared, perhaps in a lease; equal ones are shared."""
+        if function not in self.preparable:
+
+            async def ask(x: int) -> int:
+                await trio.sleep(function.asks)
+                return x
+
+            wasm = self.engine.module(
+                _trap if function.traps else _same,
+                memory_pages=function.pages,
+                code_size=function.code_size,
+                grow_pages=int(function.grows),
+                host_imports=[("env", "ask")],
+            )
+            self.engine.plans[wasm] = function
+            host = HostFunction(ask, ("i64",), ("i64",), pure=True)
+            self.preparable[function] = {"wasm": wasm, "imports": {"env": {"ask": host}}}
+        register = functools.partial(
+            self.cache.register,
+            name,
+            **self.preparable[function],
+            args=ARGS,
+            returns="i64",
+            export="run",
+            replace=True,
+            prepare=(Prepare("run", (1,), ARGS, "i64"),) * 2,
+        )
+        with trio.move_on_after(patience):
+            async with contextlib.AsyncExitStack() as stack:
+                if held is not None:
+                    await stack.enter_async_context(self.cache.acquire(held, ARGS))
+                await register()
+
     async def change(self, change: Change) -> None:
         await trio.sleep_until(self.began + change.at)
         function = self.plan.functions[change.function]
@@ -299,6 +339,9 @@ class _Run:
             case "remove":
                 if any(one.name == function.name for one in self.cache.functions()):
                     self.cache.remove(function.name)
+            case "prepare":
+                with contextlib.suppress(WasmCacheError, trio.ClosedResourceError):
+                    await self.prepare(function, **dict(change.limits))
             case "profile":
                 with contextlib.suppress(WasmCacheError, trio.BusyResourceError):
                     with trio.move_on_after(0.8):

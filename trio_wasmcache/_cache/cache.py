@@ -384,11 +384,12 @@ class InstanceCache:
             prepare: calls to make once, before the module is compiled, such as
                 ``(Prepare("init"),)``: every instance begins with what they did. They burn at most
                 `total_fuel` each, are charged to the caller's group, and run in one of
-                `max_threads` threads. Functions with equal modules and calls are prepared once.
-                `cache_dir` keeps the state of the instance after the calls, unless host functions
-                took part, or `wasi` has functions, an environment or an input. The guest may not
-                draw random bytes, read a clock (see `Prepare`) or call a `HostFunction` that is not
-                pure.
+                `max_threads` threads. Their instance is a running one of that group, though no
+                lease: it counts against all limits, and waits for capacity. Functions with equal
+                modules and calls are prepared once. `cache_dir` keeps the state of the instance
+                after the calls, unless host functions took part, or `wasi` has functions, an
+                environment or an input. The guest may not draw random bytes, read a clock (see
+                `Prepare`) or call a `HostFunction` that is not pure.
             missing: what happens if nobody provides an imported function. ``"error"``: the module
                 is rejected. ``"trap"``: calling the import raises a `TrapError` that names it.
                 Memories, tables and globals must be given in any case.
@@ -420,10 +421,12 @@ class InstanceCache:
             LoadError: a call of `prepare` failed, with the guest's error as its cause, or what it
                 did can't be kept; the message says which call.
             CodeMemoryError: the system has no memory to compile it, though all idle instances
-                were evicted.
+                were evicted; or an empty cache could not run the calls of `prepare`.
+            DeadlockError: the instance for the calls of `prepare` would have to wait for a lease
+                that is held by a task that waits for it, such as the caller.
             OSError: the file can't be read; `FileNotFoundError` if there is none.
             TypeError, ValueError: another parameter has a bad type or value.
-            trio.ClosedResourceError: the cache is closed.
+            trio.ClosedResourceError: the cache is closed; with `prepare`, or the caller's group.
 
         **Checkpoint:** always.
         **Cancellation:** nothing is registered; the compiling thread is abandoned.

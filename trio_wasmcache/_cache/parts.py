@@ -41,10 +41,7 @@ class Parts:
         """Make the parts round a pool; `service` runs what belongs to no group."""
         groups = Groups(pool, service)
         lend = functools.partial(lend_lease, pool)
-        compiler = Compiler(
-            *(pool.engine, service, pool.debug_book, pool.source_book, pool.runtime, pool.lines),
-            lend,
-        )
+        compiler = Compiler(pool.engine, service, pool, lend)
         promoter = Promoter(pool, compiler, groups.states, lend)
         return Parts(
             pool,

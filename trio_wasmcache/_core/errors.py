@@ -150,7 +150,10 @@ class CodeMemoryError(WasmCacheError):
 
 @public
 class DeadlockError(WasmCacheError):
-    """Entering a lease would wait for ever: every task that could end the wait is waiting too."""
+    """Entering a lease, or preparing a function, would wait for ever.
+
+    Every task that could end the wait is waiting, too.
+    """
 
     def __init__(self, message: str, chain: tuple[str, ...] = ()) -> None:
         super().__init__(message)

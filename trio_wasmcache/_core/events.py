@@ -570,8 +570,8 @@ class Evicted(Use):
     for_group: str | None = None
     """Name of the group whose need it served; None as for `for_function`."""
     for_request: int | None = None
-    """Number of the acquire whose need it served; None as for `for_function`, and without
-    `log_uses`."""
+    """Number of the acquire, or of the preparation, whose need it served; None as for
+    `for_function`, and without `log_uses`."""
     error: str | None = None
     """Type of the error that left the instance unusable, as for ``"corrupted"``: ``"Cancelled"`` if
     its call was cancelled, ``"TrapError"``, or the type of a host function's exception. None: none
@@ -714,6 +714,75 @@ class Recycled(Use):
 
 
 @frozen(kw_only=True)
+class OfPreparation(OfEntry):
+    """Base of the events about the instance in which a function is prepared.
+
+    Their `generation` is 0. They are no acquires, but have numbers of the same sequence.
+    """
+
+    request: int
+    """Number of the preparation among the acquires of its cache."""
+
+
+@frozen(kw_only=True)
+class PreparationRequested(OfPreparation):
+    """With `log_uses`: `register` asks for an instance in which the calls of `prepare` are made.
+
+    Evictions made for it follow. From then on, or from when there is capacity for it, the instance
+    counts as running, and holds its code, until `PreparationEnded`. It is neither hit nor miss.
+    """
+
+    name = "wasmcache.preparation_requested"
+    task: int
+    """Number of the task that prepares it."""
+    for_tasks: str
+    """Numbers of the tasks that register functions and wait for it, separated by commas; holders of
+    leases among them may be why it could wait in vain."""
+    module_digest: str
+    """SHA-256 of the module's bytes, in hexadecimal."""
+    module_number: int
+    """Number of the module in which the calls are made; it is not that of the prepared function."""
+    code_bytes: int
+    """Size of that module's machine code, once loaded (bytes)."""
+    worst_size_bytes: int
+    """Bytes that the instance may touch at most; counted against `max_running_size`."""
+    address_space_bytes: int
+    """Bytes of addresses that the instance reserves; counted against `max_address_space`."""
+    mappings: int
+    """Number of memory mappings of the instance."""
+    module_mappings: int
+    """Number of memory mappings of the code, while it is loaded."""
+
+
+@frozen(kw_only=True)
+class PreparationAwaited(OfPreparation):
+    """With `log_uses`: other tasks wait for a preparation than before."""
+
+    name = "wasmcache.preparation_awaited"
+    for_tasks: str
+    """Numbers of the tasks that wait now, as in `PreparationRequested`."""
+
+
+@frozen(kw_only=True)
+class PreparationEnded(OfPreparation):
+    """With `log_uses`: the instance of a preparation was closed, or there is none."""
+
+    name = "wasmcache.preparation_ended"
+    instance: int | None
+    """Number of the instance in its cache; None: it got no capacity."""
+    error: str | None
+    """Type of the error by which the preparation ended; None: its calls were made."""
+    wait_seconds: float
+    """Time that it waited for capacity (seconds)."""
+    held_seconds: float
+    """Time from then to its end (seconds); 0 if it got no capacity."""
+    size_bytes: int
+    """Bytes that the instance might touch after its last call, or after its start (bytes)."""
+    fuel: int
+    """Units of fuel that its calls burnt."""
+
+
+@frozen(kw_only=True)
 class Output(Event):
     """A guest wrote a line, where `Wasi` says ``"log"``; or lines were dropped."""
 
@@ -727,8 +796,8 @@ class Output(Event):
     generation: int | None = None
     """Generation of the function, 0 while it is prepared; None as for `function`."""
     request: int | None = None
-    """Number of the acquire of the lease; None without `log_uses`, without a lease, and as for
-    `function`."""
+    """Number of the acquire of the lease, or of the preparation; None without `log_uses`, without
+    either, and as for `function`."""
     stream: str | None = None
     """Name of the stream, ``"stdout"`` or ``"stderr"``; None if lines were dropped."""
     line: str | None = None
@@ -922,6 +991,9 @@ EVENTS: tuple[type[Event], ...] = (
     Left,
     Recycled,
     Abandoned,
+    PreparationRequested,
+    PreparationAwaited,
+    PreparationEnded,
     Output,
     Replayable,
     Lost,

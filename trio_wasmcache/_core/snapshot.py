@@ -197,7 +197,7 @@ class SnapshotResident(Item):
 
 @frozen(kw_only=True)
 class SnapshotRequest(Item):
-    """An acquire under way: it waits, loads or holds an instance."""
+    """An acquire, or a preparation, under way: it waits, loads or holds an instance."""
 
     function: str
     """Name of the function."""
@@ -235,9 +235,12 @@ class SnapshotRequest(Item):
     error: str | None
     """Type of the error with which it ended; None: it has not ended."""
     requested_at_seconds: float
-    """Time of its `Requested` (seconds)."""
+    """Time of its `Requested`, or `PreparationRequested` (seconds)."""
     deadline_seconds: float | None
     """Time at which the caller's cancel scopes end the wait (seconds); None: never."""
+    for_tasks: str | None = None
+    """Numbers of the tasks that wait for a preparation, separated by commas. None: it is an
+    acquire."""
 
 
 @frozen(kw_only=True)

@@ -35,6 +35,9 @@ from .._core.events import (
     Loaded,
     Opened,
     Output,
+    PreparationAwaited,
+    PreparationEnded,
+    PreparationRequested,
     Prepared,
     Profiled,
     Promoted,
@@ -78,6 +81,8 @@ class _Use:
     requested_at: float
     deadline: float | None
     granted_at: float | None = None
+    for_tasks: str | None = None
+    """Numbers of the tasks that wait for it, if it is a preparation; None: it is an acquire."""
 
 
 @final
@@ -283,12 +288,93 @@ class Journal:
     def abandoned(self, request: Request, error: str, at: float) -> None:
         """Note that an acquire failed, in the step of the policy that comes next.
 
-        `error` is the name of the error's type.
+        So did a preparation that has got no capacity. `error` is the name of the error's type.
         """
         if self.log_uses:
+            if (use := self._uses.get(request)) is not None and use.for_tasks is not None:
+                self.preparation_ended(request, at, error, 0)
+                return
             abandoned = Abandoned(**self._request(request, request.owner), error=error)
             use = self._uses.pop(request, None)
             self.note(abandoned, at, None if use is None else use.origin)
+
+    # -- preparing
+
+    def preparation_requested(
+        self, request: Request, tasks: Iterable[Task], at: float, origin: Origin
+    ) -> None:
+        """Note that a preparation asks the policy for capacity next; `tasks` wait for it."""
+        if not self.log_uses:
+            return
+        self._last_request = request.number = self._last_request + 1
+        task, for_tasks = self._task(request.owner), self._listed(tasks)
+        use = _Use(request.number, origin, task, at, None, for_tasks=for_tasks)
+        self._uses[request] = use
+        function = request.entry.function
+        module = function.module
+        self.note(
+            PreparationRequested(
+                **self._preparation(request),
+                task=task,
+                for_tasks=for_tasks,
+                module_digest=module.digest,
+                module_number=module.number,
+                code_bytes=module.code_size,
+                worst_size_bytes=function.worst_size,
+                address_space_bytes=function.address_space,
+                mappings=function.mappings,
+                module_mappings=module.mappings,
+            ),
+            at,
+            origin,
+        )
+
+    def preparation_awaited(self, request: Request, tasks: Iterable[Task]) -> None:
+        """Note which tasks wait for a preparation now."""
+        if self.log_uses:
+            use = self._uses[request]
+            use.for_tasks = self._listed(tasks)
+            event = PreparationAwaited(**self._preparation(request), for_tasks=use.for_tasks)
+            self.note(event, None, use.origin)
+
+    def preparation_granted(self, request: Request, at: float) -> None:
+        """Keep when a preparation got capacity."""
+        if self.log_uses:
+            self._uses[request].granted_at = at
+
+    def preparation_ended(self, request: Request, at: float, error: str | None, fuel: int) -> None:
+        """Note that a preparation ends, in the step of the policy that comes next.
+
+        Args:
+            request: its request.
+            at: the time (seconds).
+            error: name of the type of the error by which it ends; None: it has succeeded.
+            fuel: units that its calls burnt.
+        """
+        if not self.log_uses:
+            return
+        fields, use, instance = (
+            self._preparation(request),
+            self._uses.pop(request),
+            request.instance,
+        )
+        granted_at = at if use.granted_at is None else use.granted_at
+        self.note(
+            PreparationEnded(
+                **fields,
+                instance=None if instance is None else instance.number,
+                error=error,
+                wait_seconds=granted_at - use.requested_at,
+                held_seconds=at - granted_at,
+                size_bytes=0 if instance is None else instance.size,
+                fuel=fuel,
+            ),
+            at,
+            use.origin,
+        )
+
+    def _listed(self, tasks: Iterable[Task]) -> str:
+        return ",".join(str(self._task(task)) for task in tasks)
 
     # -- loading
 
@@ -459,9 +545,10 @@ class Journal:
                 request,
                 use.number,
                 use.task,
-                use.granted_at is not None,
+                use.granted_at is not None and use.for_tasks is None,
                 use.requested_at,
                 use.deadline,
+                use.for_tasks,
             )
             for request, use in self._uses.items()
         ]
@@ -557,6 +644,13 @@ class Journal:
             "group": request.entry.group.name,
             "request": self._number(request),
             "task": self._task(task),
+        }
+
+    def _preparation(self, request: Request) -> Fields:
+        return {
+            **request.entry.function.names,
+            "group": request.entry.group.name,
+            "request": self._number(request),
         }
 
     def _instance(self, request: Request, instance: Instance) -> Fields:

@@ -8,10 +8,9 @@
 3. Then instances of the optimized code are made in the background, one at a time, while they fit
    beside all that is there. Each takes the place of an idle one, or of one that is running as soon
    as its lease ends. Idle instances of baseline code are hits until then.
-4. An instance that starts in the background is in no book of the policy, as a guest that is
-   prepared is in none; there is one at most. Its step into the books is one, and whatever happens
-   before leaves nothing. Others wait for it, so it has `LONGEST_START`, and ends when its function
-   is removed or replaced.
+4. An instance that starts in the background is in no book of the policy; there is one at most. Its
+   step into the books is one, and whatever happens before leaves nothing. Others wait for it, so it
+   has `LONGEST_START`, and ends when its function is removed or replaced.
 5. A module that can't be compiled stays as it is, and is not tried again.
 
 A hit pays nothing for that: fuel is counted anyway, and looked at after a burst of calls.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import operator
@@ -77,7 +78,6 @@ from .._core.wasm.trampoline import TRAMPOLINE, trampoline_layer
 from .._engine.base import Engine, HostImport, StartCall, Substitute
 from .._engine.compile_slots import AnyTurn, Turn
 from .._gil import Breath
-from .._runtime.call import Runtime
 from .._runtime.extism import kernel_hosts
 from .._runtime.host import (
     AnyHost,
@@ -92,10 +92,9 @@ from .._runtime.host import (
     not_importable,
     provided,
 )
-from .._runtime.module import INITIALIZE, CachedModule, DebugBook, SourceBook
+from .._runtime.module import INITIALIZE, CachedModule
 from .._runtime.prepare import Prepare, Prepared, UnknownValueError, digest_of
 from .._runtime.recording import Setup
-from .._runtime.source_lines import SourceLines
 from .._runtime.versions import library_versions
 from .._runtime.wasi2 import find_function
 from .._runtime.wasi_config import Wasi
@@ -103,7 +102,8 @@ from .._runtime.wit_host import WitAllocated, WitDrop, WitFunction, WitHost, pla
 from .._threads import run_in_thread
 from .capacity import GroupState
 from .components import Needed, Offered, Taken, take_apart
-from .preparation import PrepareCall, Preparing
+from .pool import Pool
+from .preparation import Booking, PrepareCall, Preparing
 
 # Bytes from which on a module is hashed in a thread: hashing takes 1 to 2 ms a MB, a hop 0.2 ms.
 DIGEST_IN_THREAD = 256 * 1024
@@ -688,6 +688,8 @@ class Compiling:
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     done: trio.Event = field(factory=trio.Event)
     waiting: int = 0
+    booking: Booking | None = None
+    """The books of the instance that is prepared for it; None: none is."""
     module: CachedModule | None = None
     error: Exception | None = None
     seconds: float = 0.0
@@ -700,16 +702,11 @@ class Compiler:
 
     engine: Engine
     nursery: trio.Nursery
-    debug_book: DebugBook
-    source_book: SourceBook
-    runtime: Runtime
-    lines: SourceLines
+    pool: Pool
     lend: Callable[[GroupState, FunctionKey, Preparing], object]
     """Returns the result of `current_lease` in host functions that a preparation calls."""
     modules: dict[Hashable, CachedModule] = field(factory=dict)
     """{key: module} of the registered functions; see `Equal`."""
-    preparing: int = 0
-    """Number of guests that are being prepared, which are in no other book."""
     readers: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_READS))
     _digests: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_DIGESTS))
     _functions: dict[CachedModule, int] = field(factory=dict)  # {module: functions that use it}
@@ -764,7 +761,12 @@ class Compiler:
             mine = job is None
             if job is None:
                 job = self._compiling[equal] = Compiling(self.engine.turn(group))
-                self.nursery.start_soon(self._run, equal, job, wasm, declaration, config, group)
+                name = "a compile"
+                if equal.preparation is not None:
+                    job.booking = Booking(self.pool, group, declaration.key)
+                    name = f"the preparation of {declaration.key}"
+                run = functools.partial(self._run, equal, job, wasm, declaration, config)
+                self.nursery.start_soon(run, name=name)
             job.turn.join(group)
             await self._wait(equal, job)
             if job.error is None or mine:
@@ -925,11 +927,16 @@ class Compiler:
         return None if module.why_not is None else module
 
     async def _wait(self, equal: Equal, job: Compiling) -> None:
+        task, booking = trio.lowlevel.current_task(), job.booking
+        if booking is not None:
+            booking.join(task)
         job.waiting += 1
         try:
             await job.done.wait()
         finally:
             job.waiting -= 1
+            if booking is not None:
+                booking.leave(task)
             if job.waiting == 0 and not job.done.is_set():
                 job.scope.cancel()
                 if self._compiling.get(equal) is job:
@@ -957,16 +964,16 @@ class Compiler:
         """Count one more function that uses `module`."""
         self._functions[module] = self._functions.get(module, 0) + 1
         self.modules[module.equal] = module
-        self.debug_book.add(module)
-        self.source_book.add(module)
+        self.pool.debug_book.add(module)
+        self.pool.source_book.add(module)
 
     def drop(self, module: CachedModule) -> None:
         """Count one function fewer that uses `module`; after the last one, forget the module."""
         self._functions[module] -= 1
         if not self._functions[module]:
             del self._functions[module], self.modules[module.equal]
-            self.debug_book.remove(module)
-            self.source_book.remove(module)
+            self.pool.debug_book.remove(module)
+            self.pool.source_book.remove(module)
 
     @trio.lowlevel.enable_ki_protection
     async def _run(
@@ -976,22 +983,20 @@ class Compiler:
         wasm: bytes,
         declaration: Declaration,
         config: CacheConfig,
-        group: GroupState,
     ) -> None:
-        began = trio.current_time()
+        began, booking = trio.current_time(), job.booking
         try:
             with job.scope:
                 prepared = None
-                if equal.preparation is not None:
+                if booking is not None:
                     preparing = Preparing(
-                        declaration.key,
-                        self.runtime,
-                        self.lines,
+                        self.pool.runtime,
+                        self.pool.lines,
                         config,
-                        group,
+                        booking,
                         self.engine.system,
                     )
-                    lease = self.lend(group, declaration.key, preparing)
+                    lease = self.lend(booking.group, declaration.key, preparing)
                     prepared = await self._prepare(
                         equal.digest, wasm, declaration, config, job.turn, preparing, lease
                     )
@@ -1060,7 +1065,7 @@ class Compiler:
             equal = evolve(equal, prepared=False)
         if earlier is not None:
             artifact = evolve(artifact, debug=earlier.debug_sections)
-        hosts, recorder = imports.hosts, self.runtime.recorder
+        hosts, recorder = imports.hosts, self.pool.runtime.recorder
         if recorder is not None:
             hosts = recorder.wrap(hosts, imports.titles)
         made = CachedModule(
@@ -1119,20 +1124,15 @@ class Compiler:
         hosts = tuple(preparing.watched(next(names, OWN), host) for host in imports.hosts)
         module = CachedModule(
             object(),
-            "",
+            digest.hex(),
             self.engine,
             artifact,
             hosts,
             imports.native,
             initialize=_starts(artifact.info, declaration),
+            number=self._next_number(),
         )
-        began = trio.current_time()
-        self.preparing += 1
-        try:
-            prepared = await preparing.run(module, calls, lease)
-        finally:
-            self.preparing -= 1
-        prepared = evolve(prepared, seconds=trio.current_time() - began)
+        prepared = await preparing.run(module, calls, lease)
         if key is not None and (packed := prepared.pack()) is not None:
             await self.engine.keep_state(key, packed)
         return prepared

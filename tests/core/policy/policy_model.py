@@ -202,6 +202,8 @@ class Model:
     max_space: int | None = None
     max_mappings: int | None = None
     closed: bool = False
+    awaits: dict[str, str] = field(default_factory=dict)
+    """{owner: the owner of the preparation that it waits for, to register a function}."""
     instances: list[MInstance] = field(default_factory=list)
     requests: list[MRequest] = field(default_factory=list)
     """Those that have not ended, in order of arrival."""
@@ -578,10 +580,14 @@ class Model:
             if it.stage == "room" or (it.stage == "queued" and it is not self.moving)
         }
         held = [it for it in self.requests if it.instance is not None]
-        doomed = set(waiting)
+        doomed = {*waiting, *self.awaits}
         while True:
             able = set()
             for owner in doomed:
+                if owner in self.awaits:
+                    if self.awaits[owner] not in doomed:
+                        able.add(owner)
+                    continue
                 request = waiting[owner]
                 if request.stage == "room":
                     givers = held
@@ -748,6 +754,7 @@ class Model:
         if self.room and self.room[0].owner in self.stuck():
             # Somebody who holds has to give way; who holds nothing would do so for nothing.
             holders = {it.owner for it in self.requests if it.instance is not None}
+            holders |= {self.awaits[it] for it in holders if it in self.awaits}
             # One of them overtakes, if what it asks for fits.
             for request in [it for it in self.room if it.owner in holders]:
                 if self.serve(request, out):
@@ -793,7 +800,7 @@ class Model:
             self.prune()
             out.error = "DeadlockError"
             return out
-        self.blocks += 1
+        self.blocks += not request.blocked
         request.blocked = True
         if free:
             self.room.append(request)

@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 )
 
 from trio_wasmcache._core.config import CacheConfig, KiB, PolicyName, SystemLimits
-from trio_wasmcache._core.errors import WasmCacheError
+from trio_wasmcache._core.errors import DeadlockError, WasmCacheError
 from trio_wasmcache._core.events import LISTS, Evicted, Reason, Stamped
 from trio_wasmcache._core.keys import FunctionKey
 from trio_wasmcache._core.metrics.counters import WAITS, add_up
@@ -52,6 +52,7 @@ from trio_wasmcache._core.policy.records import (
     GroupRecord,
     Instance,
     Module,
+    Preparation,
     Request,
     Stage,
 )
@@ -62,6 +63,9 @@ from trio_wasmcache.report.replay.books import LIMITS as LOGGED, Books
 # Code is counted in stacks of the smallest size allowed: a module has 1 to 4, the budget 4 to 12.
 UNIT = 64 * KiB
 OWNERS = ("anna", "ben", "cleo", "dora", "emil")
+# Tasks that prepare functions.
+PREPARERS = ("paul", "pia", "pim")
+ALL = (*OWNERS, *PREPARERS)
 SIZES = st.one_of(st.just(10), st.integers(0, 60))
 POLICIES = get_args(PolicyName)
 # Each is a sum of a few powers of two, so that equal priorities occur.
@@ -125,6 +129,7 @@ def snapshot(policy: Policy) -> list[object]:
     return [
         *(policy.config, policy.hits, policy.misses, policy.blocks, policy.closed),
         *([*policy.room], dict(policy.waits.waiting), [*policy.waits.held]),
+        dict(policy.waits.registering),
         *(ledger.total_size, ledger.code_size, ledger.stacks, ledger.idle, ledger.running),
         *(ledger.loaded_modules, [*ledger.evictable], ledger.evictable_code),
         *(ledger.running_size, ledger.address_space, ledger.mappings),
@@ -172,6 +177,7 @@ class PolicyMachine(RuleBasedStateMachine):
         self.groups: dict[MGroup, GroupRecord] = {}
         self.requests: dict[MRequest, Request] = {}
         self.ended: list[Request] = []
+        self.preparations: dict[str, Preparation] = {}  # {owner: of its preparation}
         self.upgraded: set[int] = set()  # numbers of those made in the background
         self.granted = 0
 
@@ -239,8 +245,7 @@ class PolicyMachine(RuleBasedStateMachine):
         groups = [it for it in self.groups if not it.closed]
         if function is not None:
             key = functions[function % len(functions)], groups[group % len(groups)]
-        busy = {it.owner for it in self.model.requests if it.stage != "granted"}
-        owners = [it for it in OWNERS if it not in busy]
+        owners = self.free_owners()
         if owners:
             new = MRequest(key, owners[owner % len(owners)], False, self.turns + 1)
             where = self.functions[key[0]], self.groups[key[1]]
@@ -258,8 +263,7 @@ class PolicyMachine(RuleBasedStateMachine):
         self.begin(owner, function, group, warm=True)
 
     def begin(self, owner: int, function: int, group: int, warm: bool = False) -> MRequest | None:
-        busy = {it.owner for it in self.model.requests if it.stage != "granted"}
-        owners = [it for it in OWNERS if it not in busy]
+        owners = self.free_owners()
         functions = [it for it in self.functions if not it.retired]
         groups = [it for it in self.groups if not it.closed]
         if not (owners and functions and groups):
@@ -304,10 +308,75 @@ class PolicyMachine(RuleBasedStateMachine):
             assert theirs.instance.number == idle[-1].number, "not the most recently used"
         return ours
 
+    @rule(module=PICK, group=PICK)
+    def prepare(self, module: int, group: int) -> None:
+        """A guest is to be prepared: it asks for capacity, and ends as a load that fails."""
+        groups = self.open_groups()
+        preparers = [it for it in PREPARERS if it not in self.preparations]
+        if not (groups and preparers):
+            return
+        owner = preparers[0]
+        record = self.modules[module % len(self.modules)]
+        size, space, mappings = 1 + module % 4, module % 5, 1 + module % 3
+        code = record.code_size // UNIT
+        function = MFunction(f"{owner}/0", record.digest, code, 1, size, space, mappings, True)
+        key = FunctionKey(owner, ("i64",))
+        made = FunctionRecord.to_prepare(key, record, size, space * UNIT, mappings)
+        self.functions[function] = made
+        ours = MRequest((function, groups[group % len(groups)]), owner, True, 0, blocked=True)
+        self.turns += 1
+        ours.turn = self.turns
+        where = made, self.groups[ours.key[1]]
+        self.preparations[owner] = Preparation(owner, owner)
+
+        def act() -> Step | None:
+            theirs = self.policy.request(*where, owner, True, None, self.now)
+            self.requests[ours] = theirs
+            return self.policy.acquire(theirs, self.now)
+
+        self.compare(act, lambda: self.model.acquire(ours))
+
+    @precondition(lambda self: self.preparations)
+    @rule(owner=PICK, pick=PICK)
+    def register_and_wait(self, owner: int, pick: int) -> None:
+        """A task registers a function, and waits for a preparation, unless that is in vain."""
+        owners = self.free_owners()
+        if not owners:
+            return
+        task = owners[owner % len(owners)]
+        preparers = [*self.preparations]
+        what = self.preparations[preparers[pick % len(preparers)]]
+        self.model.awaits[task] = str(what.owner)
+        if task in self.model.stuck():
+            del self.model.awaits[task]
+            before = snapshot(self.policy)
+            with pytest.raises(DeadlockError, match=f"waits for the preparation of {what.owner}"):
+                self.policy.waits.register(task, what)
+            assert snapshot(self.policy) == before
+        else:
+            self.policy.waits.register(task, what)
+
+    @precondition(lambda self: self.model.awaits)
+    @rule(pick=PICK)
+    def give_registering_up(self, pick: int) -> None:
+        tasks = [*self.model.awaits]
+        self.end_registration(tasks[pick % len(tasks)])
+
+    def end_registration(self, task: str) -> None:
+        del self.model.awaits[task]
+        self.policy.waits.end_registration(task)
+
+    def free_owners(self) -> list[str]:
+        """The tasks that wait for nothing."""
+        busy = {it.owner for it in self.model.requests if it.stage != "granted"}
+        return [it for it in OWNERS if it not in busy and it not in self.model.awaits]
+
     @precondition(lambda self: self.at("loading"))
     @rule(pick=PICK)
     def load(self, pick: int) -> None:
         ours, theirs = self.choose(pick, "loading")
+        if ours.owner in PREPARERS:
+            return  # it is loading to its end
         assert theirs.instance is not None
         theirs.instance.ready = True
         seconds = SECONDS[pick // 3 % 4]
@@ -481,7 +550,7 @@ class PolicyMachine(RuleBasedStateMachine):
                 self.limit_group(pick, data.draw(most), data.draw(st.integers(0, 150)))
 
     def register(self, module: int, concurrency: int) -> None:
-        self.make_function(f"f{len(self.functions)}", module, concurrency)
+        self.make_function(f"f{len(self.labels)}", module, concurrency)
 
     def make_function(self, label: str, module: int, concurrency: int) -> MFunction:
         record = self.modules[module % len(self.modules)]
@@ -574,7 +643,7 @@ class PolicyMachine(RuleBasedStateMachine):
         old = self.policy
         numbers = {it: number for number, it in enumerate(self.requests.values(), 1)}
         under_way = [
-            UnderWay(it, number, OWNERS.index(str(it.owner)), True, 0.0, None)
+            UnderWay(it, number, ALL.index(str(it.owner)), True, 0.0, None, self.awaiting(it.owner))
             for it, number in numbers.items()
         ]
         copied = old.copy([self.functions[it] for it in self.live_functions()], under_way)
@@ -639,7 +708,10 @@ class PolicyMachine(RuleBasedStateMachine):
         for ours, it in self.requests.items():
             self.requests[ours] = requests[numbers[it]]
             self.requests[ours].owner = it.owner
-        new.waits.waiting = {OWNERS[it]: what for it, what in new.waits.waiting.items()}  # type: ignore[index]
+        new.waits.waiting = {ALL[it]: what for it, what in new.waits.waiting.items()}  # type: ignore[index]
+        new.waits.registering.clear()
+        for task, preparer in self.model.awaits.items():
+            new.waits.registering[task] = self.preparations[preparer]
         aged = new.instances.keep_alive.due
         for instance in new.instances.lru:
             instance.ready = not instance.seat
@@ -650,6 +722,13 @@ class PolicyMachine(RuleBasedStateMachine):
         self.policy = new
         # Of no use any more, so they are left out.
         self.model.gone = [one for one in self.model.gone if not one[1].closed]
+
+    def awaiting(self, owner: object) -> str | None:
+        """The numbers of the tasks that wait for a preparation; None: it is none."""
+        if owner not in PREPARERS:
+            return None
+        tasks = [it for it, preparer in self.model.awaits.items() if preparer == owner]
+        return ",".join(str(ALL.index(it)) for it in tasks)
 
     @rule(pick=PICK, step=st.sampled_from([*STAGES_OF]))
     def misuse(self, pick: int, step: str) -> None:
@@ -673,7 +752,8 @@ class PolicyMachine(RuleBasedStateMachine):
         for group in self.open_groups():
             self.shut(group, Reason.CLOSED)
         while self.at("loading"):
-            self.load(0)
+            preparing = self.at("loading")[0].owner in PREPARERS
+            (self.fail if preparing else self.load)(0)
         while self.at("granted"):
             self.give_back(0, 10, None)
         assert not self.requests
@@ -767,6 +847,10 @@ class PolicyMachine(RuleBasedStateMachine):
             theirs = self.requests.pop(ours)
             assert theirs.stage is Stage.ENDED
             self.ended.append(theirs)
+            if self.preparations.pop(ours.owner, None) is not None:
+                del self.functions[ours.key[0]]
+                for task in [it for it, of in self.model.awaits.items() if of == ours.owner]:
+                    self.end_registration(task)
 
     @invariant()
     def sums_are_what_is_there(self) -> None:
@@ -860,8 +944,11 @@ class PolicyMachine(RuleBasedStateMachine):
         assert {*self.policy.waits.waiting} == {*waiting}
         held = [it for it in self.requests.values() if it.instance is not None]
         assert {*self.policy.waits.held} == {*held}
+        assert {*self.policy.waits.registering} == {*self.model.awaits}
         if waiting:
-            assert any(it.owner not in waiting for it in held), "everyone who holds waits"
+            going_on = {it.owner for it in held} - {*waiting} - {*self.model.awaits}
+            helped = {self.model.awaits[it.owner] for it in held if it.owner in self.model.awaits}
+            assert going_on or helped - {*waiting}, "everyone who holds waits"
         assert not self.model.stuck()
         if self.model.room:
             first = next(iter(self.policy.room))
@@ -943,6 +1030,9 @@ def test_the_policy_agrees_with_the_model_on_a_long_walk(
         lambda: machine.acquire_and_load(pick(), pick(), pick()): 10,
         lambda: machine.use(pick(), pick(), pick(), size(), pick() % 3 == 0): 40,
         lambda: machine.warm(pick(), pick(), pick()): 6,
+        lambda: machine.prepare(pick(), pick()): 8,
+        lambda: machine.preparations and machine.register_and_wait(pick(), pick()): 8,
+        lambda: machine.model.awaits and machine.give_registering_up(pick()): 3,
         lambda: machine.at("loading") and machine.load(pick()): 50,
         lambda: machine.at("loading") and machine.fail(pick()): 4,
         lambda: machine.at("queued", "room") and machine.cancel(pick()): 6,

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kits import Kit, ListLogger, add
+import trio
+from kits import FakeKit, Kit, ListLogger, add
 from report.logs import Log, make, run_command, use
+from report.workloads import JsonLogger
+from trio.testing import wait_all_tasks_blocked
 
-from trio_wasmcache import CacheConfig, TrapError
+from trio_wasmcache import CacheConfig, LoadError, Prepare, TrapError
 from trio_wasmcache._core.events import Abandoned, Blocked, Event, Failed, Output, Reason
 from trio_wasmcache.report.output.story import REASONS
 from trio_wasmcache.report.reading import lines
@@ -365,3 +368,34 @@ async def test_a_lease_logs_its_fuel_and_why_it_failed(kit: Kit) -> None:
     assert ended[0]["error_message"] is None
     assert "unreachable" in ended[1]["error_message"]
     assert "424242" not in ended[1]["error_message"]
+
+
+async def test_a_preparation(tmp_path: Path, capsys: Capture) -> None:
+    """It is told as a request: whom it waited for, how it ended; others may have waited for it."""
+    log, kit = JsonLogger(), FakeKit()
+    prepare = (Prepare("run", (5,), ("i64",), "i64"),)
+    async with kit.open(CacheConfig(log_uses=True, max_instances=1), logger=log) as cache:
+        g = await add(cache, "g", kit.adding(1))
+
+        async def fail() -> None:
+            with pytest.raises(LoadError):
+                await add(cache, "bad", kit.trapping(), prepare=prepare)
+
+        async with trio.open_nursery() as nursery:
+            async with g.acquire():
+                nursery.start_soon(fail)
+                await wait_all_tasks_blocked()
+        await add(cache, "f", kit.adding(1), prepare=prepare)
+    path = log.write(tmp_path / "log")
+    told = {}
+    for number in (2, 3):
+        ran = run_command(capsys, "report", "--json", "--where", f"request={number}", path)
+        (told[number],) = ran.document["stories"]
+    assert told[2]["function"] == "bad" and list(told[2]["waited_seconds"]) == ["room"]
+    assert (told[2]["outcome"], told[2]["error"]) == ("failed", "LoadError")
+    asked, evicts, ended = texts(told[2])
+    assert asked == "asked for an instance in which to prepare the function"
+    assert evicts.startswith("had an instance evicted as there were too many, of g(i64)")
+    assert ended.startswith("could not be prepared: LoadError after")
+    assert told[3]["outcome"] == "completed"
+    assert texts(told[3])[-1].startswith("was prepared in ")

@@ -194,9 +194,10 @@ class CacheStats:
     idle_instances: int
     """Number of idle instances and seats."""
     running_instances: int
-    """Number of instances that are held or being loaded."""
+    """Number of instances that are held or being loaded, or in which functions are prepared."""
     waiting: int
-    """Number of acquires that wait for an instance or for capacity."""
+    """Number of acquires that wait for an instance or for capacity, and of preparations that wait
+    for capacity."""
     loaded_modules: int
     """Number of modules whose code is loaded."""
     total_size: int
@@ -360,20 +361,21 @@ class ResidentBytes:
 @frozen(kw_only=True)
 class EntryInfo:
     """The entry of one function in one group: its instances, and the acquires that wait for
-    them."""
+    them. While `register` prepares a function, its instance has an entry of its own."""
 
     function: str
     """Name of the function."""
     args: tuple[str, ...]
     """Types of its arguments, in their normal spelling."""
     generation: int
-    """Generation of the function; an older one if it was replaced and is still in use."""
+    """Generation of the function; an older one if it was replaced and is still in use; 0 for the
+    instance in which it is prepared."""
     group: str
     """Name of the scheduling group."""
     idle: int
     """Number of idle instances and seats."""
     running: int
-    """Number of instances that are held or being loaded."""
+    """Number of instances that are held or being loaded, or in which the function is prepared."""
     waiting: int
     """Number of acquires that wait for an instance or for capacity."""
     size: int

@@ -68,6 +68,8 @@ class UnderWay:
     """Time at which it asked for an instance (seconds)."""
     deadline: float | None
     """Time at which its caller gives up (seconds); None: never."""
+    for_tasks: str | None = None
+    """Numbers of the tasks that wait for it, if it is a preparation; None: it is an acquire."""
 
 
 @final
@@ -329,6 +331,7 @@ class _Rendering:
             error=None if error is None else type(error).__name__,
             requested_at_seconds=it.requested_at,
             deadline_seconds=it.deadline,
+            for_tasks=it.for_tasks,
         )
 
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 from attrs import Factory, define
 
 from ..errors import DeadlockError
-from .records import Entry, GroupRecord, Request
+from .records import Entry, GroupRecord, Preparation, Request
 
 R = TypeVar("R", bound=Hashable)
 
@@ -26,8 +26,9 @@ ROOM = "room for code, stack, memory and addresses"
 FIRST_SHOWN, LAST_SHOWN, NAME_SHOWN = 4, 3, 100
 # Stands for token holders unknown to the cache; they may release at any time.
 STRANGER = object()
-# Resources a task can wait for: an instance of an entry, a token of a group, capacity of the cache.
-Resource = Entry | GroupRecord | str
+# Resources a task can wait for: an instance of an entry, a token of a group, the end of a
+# preparation, capacity of the cache.
+Resource = Entry | GroupRecord | Preparation | str
 
 
 def find_deadlock(
@@ -83,12 +84,15 @@ class Waits:
     """{task: resource it waits for}."""
     held: dict[Request, None] = Factory(dict)
     """Requests that have an instance, loading or running, and so hold capacity of the cache."""
+    registering: dict[Hashable, Preparation] = Factory(dict)
+    """{task: preparation} of the tasks that register functions and wait for a preparation."""
 
     def begin(self, owner: Hashable, resource: Resource) -> None:
         """Record that `owner` waits for `resource`; raise `DeadlockError` if it would in vain."""
-        waiting = self.waiting
+        waiting, registering = self.waiting, self.registering
         for request in resource.claims if isinstance(resource, Entry) else ():
-            if request.owner not in waiting and request.owner != owner:
+            holder = request.owner
+            if holder not in waiting and holder not in registering and holder != owner:
                 break  # as mostly: this holder can proceed
         else:
             self.check(owner, resource)
@@ -98,18 +102,39 @@ class Waits:
         """Record that `owner` no longer waits; no error if it did not."""
         self.waiting.pop(owner, None)
 
+    def register(self, task: Hashable, preparation: Preparation) -> None:
+        """Record that a task waits for a preparation; raise `DeadlockError` if it would in vain."""
+        self.check(task, preparation)
+        self.registering[task] = preparation
+
+    def end_registration(self, task: Hashable) -> None:
+        """Record that a task no longer waits for a preparation; no error if it did not."""
+        self.registering.pop(task, None)
+
+    def wanted_by(self, task: Hashable) -> Resource | None:
+        """Return what a task waits for; None if it does not wait."""
+        return self.waiting.get(task) or self.registering.get(task)
+
+    @property
+    def _edges(self) -> Mapping[Hashable, Resource]:
+        """{task: what it waits for}, of all tasks."""
+        if not self.registering:
+            return self.waiting
+        return {**self.registering, **self.waiting}
+
     def chain(
         self, owner: Hashable, resource: Resource
     ) -> tuple[tuple[Hashable, Resource], ...] | None:
         """Return the chain of waits if `owner` waits (or would) for `resource` in vain, or None."""
-        return find_deadlock(owner, resource, self.waiting, self._holders)
+        return find_deadlock(owner, resource, self._edges, self._holders)
 
     def reach(self, owner: Hashable) -> list[Hashable]:
         """Return `owner`, which waits in vain, and all tasks its wait depends on, nearest first."""
         reached = [owner]
         seen = {owner}
+        edges = self._edges
         for task in reached:  # grows during the iteration
-            for holder in self._holders(self.waiting[task]):
+            for holder in self._holders(edges[task]):
                 if holder not in seen:
                     seen.add(holder)
                     reached.append(holder)
@@ -134,11 +159,21 @@ class Waits:
             holder = "the first"
         else:
             holder = "tasks that wait for each other"
+        remedy = "release one before acquiring the other"
+        if any(isinstance(it, Preparation) for _, it in chain):
+            remedy = "register functions with prepare= outside of leases"
         return DeadlockError(
             f"this wait would never end: {', held while '.join(shown)}, held by {holder}; "
-            "release one before acquiring the other, or raise concurrency or the limits",
+            f"{remedy}, or raise concurrency or the limits",
             lines,
         )
+
+    @property
+    def able(self) -> set[Hashable]:
+        """The tasks whose going on could end in a release: holders, and those they wait for."""
+        holders = {request.owner for request in self.held}
+        helpers = [it.owner for task, it in self.registering.items() if task in holders]
+        return holders.union(helpers)
 
     def _holders(self, resource: Resource) -> Iterable[Hashable]:
         if isinstance(resource, Entry):
@@ -147,6 +182,8 @@ class Waits:
             return [request.owner for request in resource.claims]
         if isinstance(resource, GroupRecord):
             return [*resource.tokens.owners, *([STRANGER] if resource.tokens.strangers() else [])]
+        if isinstance(resource, Preparation):
+            return [] if resource.owner is None else [resource.owner]
         return [request.owner for request in self.held]
 
 
@@ -159,4 +196,6 @@ def _describe(resource: Resource) -> str:
         return f"an instance of {resource.function.key} in group {resource.group.name!r}"
     if isinstance(resource, GroupRecord):
         return f"a token of group {resource.name!r}"
+    if isinstance(resource, Preparation):
+        return f"the preparation of {resource.what}"
     return resource

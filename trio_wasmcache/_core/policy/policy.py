@@ -579,7 +579,8 @@ class Policy:
     def failed(self, request: Request, now: float) -> Step:
         """Give back all that a request holds, a seat too, as its load failed or was cancelled.
 
-        The claim is given to the first waiter of the entry, which tries for itself.
+        So it is for a guest that is prepared, which counts as loading until it is closed. The claim
+        is given to the first waiter of the entry, which tries for itself.
         """
         if self._resting is not None:
             self._settle()
@@ -627,7 +628,7 @@ class Policy:
         _expect(request, GRANTED)
         request.owner = owner
         request.handed_over = True
-        resource = self._waits.waiting.get(owner)
+        resource = self._waits.wanted_by(owner)
         if resource is None or self._waits.chain(owner, resource) is None:
             return None
         result = Step()
@@ -1126,6 +1127,16 @@ class Policy:
         entry.uses.note_error(error)
         self._instances.noted(entry)
 
+    def note_size(self, request: Request, size: int) -> None:
+        """Note what the instance of a request, which is loading, may touch by now (bytes).
+
+        This decides nothing: an instance that runs counts with what it may touch at most.
+        """
+        if self._resting is not None:
+            self._settle()
+        self._epoch += 1
+        _instance(request, Stage.LOADING).size = size
+
     def note_long_call(self, entry: Entry, fuel: int, seconds: float) -> None:
         """Count a call that took more than one slice; its lease may have ended already."""
         entry.uses.add(RUNS, microseconds(seconds))
@@ -1243,14 +1254,14 @@ class Policy:
         before. All that wait for capacity are in the same deadlock, so any holder among them will
         do.
         """
-        holders = {request.owner for request in self._waits.held}
-        for request in [request for request in self._room if request.owner in holders]:
+        able = self._waits.able
+        for request in [request for request in self._room if request.owner in able]:
             if self._serve(request, now, result):
                 del self._room[request]
                 self._waits.end(request.owner)
                 result.woken.append(request)
                 return
-        stuck = (request for request in self._waiters() if request.owner in holders)
+        stuck = (request for request in self._waiters() if request.owner in able)
         self._give_way(next(stuck, next(iter(self._room))), now, result)
 
     def _break_cycle(self, owner: Hashable, now: float, result: Step) -> None:

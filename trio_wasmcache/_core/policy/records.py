@@ -124,7 +124,7 @@ class Variant:
 
 @define(eq=False)
 class FunctionRecord:
-    """One generation of a function; `retired` once it is removed or replaced."""
+    """One generation of a function, from 1 on; `retired` once it is removed or replaced."""
 
     key: FunctionKey
     generation: int
@@ -207,6 +207,18 @@ class FunctionRecord:
         """Have new instances made of another module, or of its own one again (None)."""
         self.variant = variant
 
+    @staticmethod
+    def to_prepare(
+        key: FunctionKey, module: Module, worst_size: int, address_space: int, mappings: int
+    ) -> FunctionRecord:
+        """Return the record of a function that is prepared: no acquire can find it."""
+        return FunctionRecord(key, 0, module, 1, worst_size, address_space, mappings, retired=True)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether its only instance is one in which the calls of `prepare` are made."""
+        return self.generation == 0
+
     @property
     def serving(self) -> FunctionRecord | None:
         """The generation that serves now, itself or a later one; None: the function is gone."""
@@ -224,6 +236,17 @@ class TokenBook:
     strangers: Callable[[], bool] = field(default=lambda: False)
     """Returns whether a token is held by anything else: a task to which one was granted but which
     has not run since, or any other use the application makes of the limiter."""
+
+
+@define(eq=False)
+class Preparation:
+    """A guest that is prepared, for which tasks wait that register functions."""
+
+    what: str
+    """The function that is registered, for messages."""
+    owner: Hashable = None
+    """The task that prepares it: the owner of its request; None before it has asked for
+    capacity."""
 
 
 @define(eq=False)

@@ -146,9 +146,23 @@ def step(story: Story, event: Fields, cause: Fields | None) -> tuple[str, dict[s
         facts |= {name: event[name] for name in ("calls", "fuel", "error", "error_message")}
     elif kind == "abandoned":
         text = f"ended without an instance: {cite(event['error'])}"
+    elif kind == "preparation_requested":
+        text = "asked for an instance in which to prepare the function"
+    elif kind == "preparation_ended":
+        text = _prepared(event)
+        facts |= {name: event[name] for name in ("wait_seconds", "held_seconds", "fuel", "error")}
     elif kind == "evicted":
         text = _evicted(story, event, facts)
     return text, facts
+
+
+def _prepared(event: Fields) -> str:
+    held, fuel = seconds(event["held_seconds"]), event["fuel"]
+    if event["instance"] is None:
+        return f"ended without an instance: {cite(event['error'])}"
+    if event["error"] is not None:
+        return f"could not be prepared: {cite(event['error'])} after {held}"
+    return f"was prepared in {held}, with {fuel:,} units of fuel"
 
 
 def _calls(event: Fields) -> str:

@@ -15,6 +15,7 @@ from ..._core.events import (
     OfConfig,
     OfGroup,
     OfLimits,
+    PreparationRequested,
     Profiled,
     Promoted,
     Registered,
@@ -29,6 +30,7 @@ from ..._core.policy.records import (
     GroupRecord,
     Instance,
     Module,
+    Preparation,
     Request,
     TokenBook,
     Variant,
@@ -104,6 +106,7 @@ class Books:
     functions: dict[tuple[str, str, int], FunctionRecord] = Factory(dict)
     """{(function, argument types, generation): record}, including old generations."""
     _modules: dict[int, Module] = Factory(dict)
+    _preparations: dict[int, Preparation] = Factory(dict)  # {number: those under way}
 
     def open_group(self, event: OfGroup, others: Callable[[], bool]) -> GroupRecord:
         """Open a group; see `TokenBook.strangers`."""
@@ -184,8 +187,12 @@ class Books:
                     *name, made.successor
                 ]
         requests = self.policy.restore(whole, self.functions, self.groups, self._modules)
-        for request in requests.values():
-            if not request.handed_over:
+        for under_way in whole.requests:
+            number, request = under_way.request, requests[under_way.request]
+            if under_way.for_tasks is not None:
+                self._preparations[number] = Preparation("", under_way.task)
+                self.await_preparation(number, under_way.for_tasks)
+            elif not request.handed_over:
                 owners = request.entry.group.tokens.owners
                 owners[request.owner] = owners.get(request.owner, 0) + 1
         return requests
@@ -216,7 +223,36 @@ class Books:
             return Step()
         return self.policy.retire(old, now, successor=record)
 
-    def _module_of(self, event: Registered | Promoted | Profiled, number: int) -> Module:
+    def prepare(self, event: PreparationRequested, group: GroupRecord, now: float) -> Request:
+        """Return the request of a preparation, which has asked for nothing yet."""
+        record = FunctionRecord.to_prepare(
+            FunctionKey.logged(event.function, event.arg_types),
+            self._module_of(event, event.module_number),
+            event.worst_size_bytes,
+            event.address_space_bytes,
+            event.mappings,
+        )
+        request = self.policy.request(record, group, event.task, True, None, now)
+        request.number = event.request
+        self._preparations[event.request] = Preparation("", event.task)
+        self.await_preparation(event.request, event.for_tasks)
+        return request
+
+    def await_preparation(self, number: int, tasks: str) -> None:
+        """Have these tasks wait for a preparation, and no others; an empty text: none does."""
+        preparation, registering = self._preparations[number], self.policy.waits.registering
+        for task in [task for task, what in registering.items() if what is preparation]:
+            del registering[task]
+        registering.update({int(task): preparation for task in tasks.split(",") if task})
+
+    def end_preparation(self, number: int) -> None:
+        """Have no task wait for a preparation any more, as it has ended."""
+        self.await_preparation(number, "")
+        del self._preparations[number]
+
+    def _module_of(
+        self, event: Registered | Promoted | Profiled | PreparationRequested, number: int
+    ) -> Module:
         """Return the module of an event, which functions may share."""
         module = self._modules.get(number)
         if module is None:

@@ -26,6 +26,9 @@ from ..._core.events import (
     GroupResized,
     Left,
     Loaded,
+    PreparationAwaited,
+    PreparationEnded,
+    PreparationRequested,
     Profiled,
     Promoted,
     Reason,
@@ -212,6 +215,28 @@ class Driver:
         """Perform the step of a `loaded` event."""
         request = self.requests[event.request]
         return self.policy.loaded(request, now, event.size_bytes, event.load_seconds)
+
+    def prepare(self, event: PreparationRequested, now: float) -> Step | None:
+        """Perform the step of a `preparation_requested` event; see `acquire`."""
+        request = self.books.prepare(event, self.books.groups[event.group], now)
+        self.requests[event.request] = request
+        try:
+            return self.policy.acquire(request, now)
+        except WasmCacheError as error:
+            request.refuse(error)
+            return None
+
+    def await_preparation(self, event: PreparationAwaited) -> None:
+        """Perform the step of a `preparation_awaited` event."""
+        self.books.await_preparation(event.request, event.for_tasks)
+
+    def end_preparation(self, event: PreparationEnded, now: float) -> Step | None:
+        """Perform the step of a `preparation_ended` event."""
+        request = self.requests.pop(event.request)
+        self.books.end_preparation(event.request)
+        if request.stage is Stage.LOADING:
+            return self.policy.failed(request, now)
+        return None if request.stage is Stage.ENDED else self.policy.cancel(request, now)
 
     def leave(self, event: Left, now: float) -> Step | None:
         """Perform the step of a `left` event."""

@@ -7,7 +7,7 @@ compared with those of the repeated steps:
   for idleness: the cache's clock caused it, and the books must agree that it was due; or an
   instance was replaced in its lease, as a row of a batch failed.
 - `acquired`: the instance, whether it is a hit, its uses, all sizes.
-- `blocked`, `loaded`, `abandoned`: what it waits for, the instance, the error.
+- `blocked`, `loaded`, `abandoned`, `preparation_ended`: what it waits for, the instance, the error.
 - `overgrown`: the function, and what of it led to that.
 - `recycled`: whether it is kept, all sizes; `closed`: all counts.
 
@@ -37,6 +37,9 @@ from ..._core.events import (
     Left,
     Loaded,
     Overgrown,
+    PreparationAwaited,
+    PreparationEnded,
+    PreparationRequested,
     Profiled,
     Promoted,
     Reason,
@@ -207,6 +210,12 @@ class Replay(Fed):
                 self._on_overgrown(event)
             case Removed():
                 self._act(driver.remove(event, now))
+            case PreparationRequested():
+                self._act(driver.prepare(event, now))
+            case PreparationAwaited():
+                driver.await_preparation(event)
+            case PreparationEnded():
+                self._on_preparation_ended(event, now)
             case Refused():
                 self._act(driver.relieve(event, now))
             case Resized():
@@ -299,6 +308,15 @@ class Replay(Fed):
         self._act(self._driven.recycle(event, now, Reason.CORRUPTED if corrupted else None))
         self._compare(event, "kept", event.kept, instance.state is not State.CLOSED)
         self._compare_sizes(event)
+
+    def _on_preparation_ended(self, event: PreparationEnded, now: float) -> None:
+        request = self._driven.requests[event.request]
+        booked = None if request.instance is None else request.instance.number
+        self._compare(event, "the instance", event.instance, booked)
+        if booked is None:
+            wanted = _booked_error(request, event.error or "")
+            self._compare(event, "the error", event.error, wanted)
+        self._act(self._driven.end_preparation(event, now))
 
     # -- events that report results
 

@@ -23,7 +23,7 @@ from attrs import Factory, define, field
 
 from ..reading.lines import MARK, Piece, find_lines
 from .trail import MAX_SEARCHED, Fields, Trail
-from .waiting import INSTANCE, MAX_OPEN, TOKEN
+from .waiting import INSTANCE, MAX_OPEN, ROOM, TOKEN
 
 Parse: TypeAlias = Callable[[Iterable[bytes]], list[Fields]]
 """Parses lines to events: `Parser.dicts`."""
@@ -37,7 +37,11 @@ EXACT: Final = 1e-9
 # Kinds of events from which it is known how many instances a function has, and who holds them.
 _OF_INSTANCES: Final = frozenset((b"loaded", b"evicted"))
 _OF_HOLDERS: Final = frozenset((b"acquired", b"recycled"))
-_ENDS: Final = (b'"wasmcache.recycled"', b'"wasmcache.abandoned"')
+_ENDS: Final = (
+    b'"wasmcache.recycled"',
+    b'"wasmcache.abandoned"',
+    b'"wasmcache.preparation_ended"',
+)
 # Bytes of earlier pieces in which ends of leases are searched.
 _KEPT: Final = 16 * 1024 * 1024
 
@@ -298,6 +302,11 @@ class Story:
             self.error = event["error"]
         elif kind == "failed":
             self.outcome, self.error = "failed", event["error"]
+        elif kind == "preparation_ended":
+            self.waited[ROOM] = event["wait_seconds"]
+            self.held += event["held_seconds"]
+            self.outcome = "completed" if event["error"] is None else "failed"
+            self.error = event["error"]
         elif kind == "abandoned":
             if self.outcome != "failed":
                 self.outcome = "gave up"

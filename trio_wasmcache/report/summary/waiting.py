@@ -11,7 +11,7 @@ from ..reading.names import Key
 
 # Number of waits of a cache that are followed until they end; only an invalid log has more.
 MAX_OPEN = 20_000
-TOKEN, INSTANCE = "a token", "an instance"
+TOKEN, INSTANCE, ROOM = "a token", "an instance", "room"
 
 
 @define

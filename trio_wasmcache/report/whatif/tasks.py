@@ -26,6 +26,8 @@ from ..._core.events import (
     GroupResized,
     Loaded,
     OfGroup,
+    PreparationEnded,
+    PreparationRequested,
     Profiled,
     Promoted,
     Reason,
@@ -125,8 +127,11 @@ class Application:
     """Those that waited for a token then."""
     groups: list[Group] = Factory(list)
     changes: list[Stamped] = Factory(list)
-    """`registered`, `promoted`, `profiled`, `removed`, `resized` and `group_resized` events, and
-    those of instances that were made in the background, `loaded`."""
+    """`registered`, `promoted`, `profiled`, `removed`, `resized`, `group_resized` and
+    `preparation_requested` events, and those of instances that were made in the background,
+    `loaded`."""
+    preparations: dict[int, PreparationEnded] = Factory(dict)
+    """{number: how it ended}."""
     programs: dict[int, list[Acquire | Release]] = Factory(dict)
     closed_at: float | None = None
     last_at: float = 0.0
@@ -205,6 +210,8 @@ class Recorder(Fed):
             if resident.rest:
                 made.left[name] = resident.size_bytes, resident.seat, None
         for it in sorted(whole.requests, key=lambda it: it.request):
+            if it.for_tasks is not None:
+                continue  # a preparation, which is no part of a task's program
             acquire = self._begin(made, it, it.requested_at_seconds)
             acquire.warm = it.warm
             if it.deadline_seconds is not None:
@@ -260,7 +267,10 @@ class Recorder(Fed):
                 evolve(config_of(made.beginning.head), **limits_of(event))
                 made.changes.append(stamped)
                 made.last_at = at
-            case Registered() | Removed() | GroupResized():
+            case PreparationEnded() as event:
+                made.preparations[event.request] = event
+                made.last_at = at
+            case Registered() | Removed() | GroupResized() | PreparationRequested():
                 made.changes.append(stamped)
                 made.last_at = at
 

@@ -45,6 +45,7 @@ from ..._core.events import (
     Evicted,
     GroupResized,
     Loaded,
+    PreparationRequested,
     Profiled,
     Promoted,
     Reason,
@@ -109,6 +110,8 @@ class WhatIf:
     _asked: dict[Acquire, float] = Factory(dict)  # {acquire under way: time when it began}
     _acquires: dict[Request, Acquire] = Factory(dict)
     _loading: Loading = Factory(lambda self: Loading(self.application), takes_self=True)
+    _preparations: set[Request] = Factory(set)
+    """Those of preparations that wait for capacity, or have it."""
     _registrations: dict[NameKey, list[float]] = Factory(dict)
     """{function: times of its registrations}."""
     _remaining: int = 0
@@ -187,7 +190,12 @@ class WhatIf:
             if self.concurrency is not None:
                 function.concurrency = self.concurrency
         for it in whole.requests:
-            acquire, request = made.started[it.request], self._requests[it.request]
+            request = self._requests[it.request]
+            if it.for_tasks is not None:
+                self._books.await_preparation(it.request, "")
+                self._prepare(request)
+                continue
+            acquire = made.started[it.request]
             self._leases[acquire], self._acquires[request] = request, acquire
             self._asked[acquire] = acquire.start
             if it.left:  # here, a lease has its token to the end
@@ -245,6 +253,8 @@ class WhatIf:
 
     def _change(self, event: Event) -> None:
         match event:
+            case PreparationRequested():
+                self._request_preparation(event)
             case Registered():
                 if self.concurrency is not None:
                     event = evolve(event, concurrency=self.concurrency)
@@ -289,6 +299,51 @@ class WhatIf:
             self._loading.ready.setdefault(instance.module, self._now)
             self._act(step)
 
+    def _request_preparation(self, event: PreparationRequested) -> None:
+        """Take capacity for a preparation, as long as it held it in the log.
+
+        Tasks that register functions do so when they did in the log, however long it waits here, so
+        none of them waits for it.
+        """
+        group, policy = self._books.groups.get(event.group), self._books.policy
+        if group is None or group.closed:
+            return
+        request = self._books.prepare(evolve(event, for_tasks=""), group, self._now)
+        try:
+            step = policy.acquire(request, self._now)
+        except WasmCacheError:
+            return
+        ledger = policy.instances.ledger
+        self.result.peak_code = max(self.result.peak_code, ledger.used)
+        self._act(step)
+        self._prepare(request)
+
+    def _prepare(self, request: Request) -> None:
+        """Continue with a preparation that has capacity, or waits for it."""
+        number = request.number
+        assert number is not None
+        ended = self.application.preparations.get(number)
+        self._preparations.add(request)
+        if ended is None:
+            return  # it goes on when the log ends
+        if request.stage is Stage.ROOM:
+            if ended.instance is None:  # nor did it get any then
+                self._at(self._now + ended.wait_seconds, partial(self._end_preparation, request))
+        elif request.stage is Stage.LOADING:
+            self._at(self._now + ended.held_seconds, partial(self._end_preparation, request))
+        else:
+            self._preparations.discard(request)
+
+    def _end_preparation(self, request: Request) -> None:
+        if request not in self._preparations:
+            return  # its group was closed meanwhile
+        self._preparations.discard(request)
+        policy = self._books.policy
+        if request.stage is Stage.LOADING:
+            self._act(policy.failed(request, self._now))
+        elif request.stage is Stage.ROOM:
+            self._act(policy.cancel(request, self._now))
+
     def _resize_group(self, event: GroupResized) -> None:
         for tokens in self._tokens.values():
             if tokens.record.name == event.group and not tokens.record.closed:
@@ -311,6 +366,9 @@ class WhatIf:
             policy.waits.end(acquire.task)
             self._refuse(acquire)
         for request in self._books.held_in(record):
+            if request in self._preparations:
+                self._end_preparation(request)
+                continue
             acquire = self._acquires.pop(request)
             del self._leases[acquire]
             if request.stage is Stage.LOADING:
@@ -427,6 +485,9 @@ class WhatIf:
 
     def _go_on(self, request: Request) -> None:
         """Continue with a request that waits no longer, or did not have to."""
+        if request in self._preparations:
+            self._prepare(request)
+            return
         acquire = self._acquires[request]
         if request.stage is Stage.GRANTED:
             self._granted(acquire)
