@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn, TypeVar, final
 
@@ -214,13 +213,13 @@ class Booking:
         pool = self._pool
 
         def abort(_: RaiseCancelT) -> Abort:
-            request.sleep(None)
+            request.asleep = False
             now = pool.now()
             pool.journal.abandoned(request, "Cancelled", now)
             pool.carry_out(pool.policy.cancel(request, now), now, self._origin)
             return Abort.SUCCEEDED
 
-        request.sleep(functools.partial(trio.lowlevel.reschedule, trio.lowlevel.current_task()))
+        request.asleep = True
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     @property

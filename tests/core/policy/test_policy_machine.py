@@ -290,7 +290,7 @@ class PolicyMachine(RuleBasedStateMachine):
                     return None
                 assert snapshot(self.policy) == before, "refused, and changed something"
             fitted, entry = where[0].fits, where[0].entries.get(where[1])
-            unable = {ours.owner, *self.policy.waits.waiting}
+            unable = {ours.owner, *self.policy.waits.waiting, *self.model.awaits}
             able = entry is not None and {it.owner for it in entry.claims} - unable
             theirs = self.policy.request(*where, ours.owner, warm)
             self.requests[ours] = theirs

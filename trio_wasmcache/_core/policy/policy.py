@@ -352,9 +352,10 @@ class Policy:
         line = entry.waiting
         if not line and len(entry.claims) < function.concurrency:
             return None
-        waiting = self._waits.waiting
+        waiting, registering = self._waits.waiting, self._waits.registering
         for request in entry.claims:
-            if request.owner not in waiting and request.owner != owner:
+            holder = request.owner
+            if holder not in waiting and holder not in registering and holder != owner:
                 break
         else:
             return None  # it may be in vain
