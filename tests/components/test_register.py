@@ -14,7 +14,7 @@ import trio
 import wasmtime
 from components.samples import FUNCS, PURE
 from engine.support import quiet_cache
-from kits import ListLogger
+from kits import ListLogger, open_real_cache
 
 from trio_wasmcache import (
     CacheConfig,
@@ -226,11 +226,34 @@ async def test_two_types_of_one_core_function() -> None:
     text = f"""(component {CORE} {lifted("count", TYPES["count"])} (export "count" (func $count))
       (func $other (result s32) (canon lift (core func $count-core)))
       (export "other" (func $other)))"""
-    async with quiet_cache() as cache:
+    log = ListLogger()
+    async with open_real_cache(logger=log) as cache:
         (count,) = await cache.register_component(text)
         assert count.name == "count"
         with pytest.raises(SignatureError, match="other is the same core function as another one"):
             await cache.register("other", text)
+        await cache.register("again", text, export="count")
+    first, second = log.fields("registered")
+    assert first["left_out"].startswith("other is the same core function as another one, with")
+    assert second["left_out"] is None
+
+
+async def test_the_log_names_what_is_left_out() -> None:
+    """Of the interface that was asked for, and in the event of its first function only."""
+    functions = "".join(
+        f"""(func $d{n} (result s32) (canon lift (core func $count-core)))
+        (export "d{n}" (func $d{n}))"""
+        for n in range(5)
+    )
+    text = f"""(component {CORE} {lifted("count", TYPES["count"])}
+      (export "count" (func $count)) (export "twice" (func $count)) {functions})"""
+    log = ListLogger()
+    async with open_real_cache(logger=log) as cache:
+        assert len(await cache.register_component(text)) == 2
+    first, second = log.fields("registered")
+    assert [part.split(" ")[0] for part in first["left_out"].split("; ")[:3]] == ["d0", "d1", "d2"]
+    assert first["left_out"].endswith("; `python -m trio_wasmcache inspect` says why of 2 more")
+    assert second["left_out"] is None
 
 
 def many(count: int, *, texts: bool = False) -> bytes:

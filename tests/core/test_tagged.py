@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import datetime
 import decimal
 import ipaddress
@@ -94,9 +95,21 @@ def test_floats_keep_their_bits(bits: int) -> None:
     ],
     ids=["floats", "none", "view"],
 )
-def test_buffers_of_numbers_come_back_as_arrays(value: Any) -> None:
+def test_buffers_of_numbers_come_back_as_arrays_or_lists(value: Any) -> None:
     """With the items that they had."""
     assert list(decode(encode((value,), ROOM))[0]) == list(value)  # type: ignore[index]
+
+
+def test_buffers_of_another_byte_order_come_back_as_lists() -> None:
+    """NumPy's, and others; those whose items are no numbers are unknown."""
+    view = memoryview((ctypes.c_uint32.__ctype_be__ * 2)(1, 2**31))
+    assert decode(encode(view, ROOM)) == [1, 2**31]
+    numpy = pytest.importorskip("numpy")
+    assert decode(encode(numpy.array([1.5], ">f4"), ROOM)) == [1.5]
+    with pytest.raises(TooLargeError):
+        encode(numpy.zeros(ROOM, ">u8"), ROOM)
+    with pytest.raises(UnreadableError):
+        decode(encode(numpy.zeros(1, "i4,i4"), ROOM))
 
 
 class Pair(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+import hashlib
 import inspect
 import json
 import math
@@ -28,6 +29,8 @@ import polars
 import pyarrow
 import pytest
 import trio
+import wasmtime
+from components.samples import PURE
 from hypothesis import given, strategies as st
 from kits import tries
 
@@ -208,6 +211,13 @@ class Stateful:
         (lambda: adding(digest="abc"), ValueError, "the 64 hexadecimal digits"),
         (lambda: adding(isolation="none"), ValueError, "unknown isolation"),
         (lambda: adding(wasm=5), TypeError, "wasm must be bytes"),
+        (lambda: WasmUDF("add", ADD), TypeError, "add: args or returns was left out, but only co"),
+        (lambda: WasmUDF("add", ADD, args=()), TypeError, "and this is a core module: give them"),
+        (lambda: WasmUDF(5, PURE), TypeError, "name must be"),  # type: ignore[arg-type]
+        (lambda: WasmUDF("add", b"x"), TypeError, "this is a core module"),
+        (lambda: WasmUDF("no", PURE), ExportError, "funcs@0.1.0#add"),
+        (lambda: WasmUDF("add", PURE, digest="0" * 64), ValueError, "has the digest"),
+        (lambda: WasmUDF("add", PURE, args=("s64",)), SignatureError, "leave out args"),
         (lambda: adding(prepare="init"), TypeError, "prepare must be a sequence"),
         (lambda: adding(wasm=Path("/no/such/file")), FileNotFoundError, "no/such"),
         (lambda: WasmUDF("x" * 200, ADD, args=(), returns="i64"), ValueError, "at most 191"),
@@ -249,6 +259,25 @@ def test_mistakes(make: Callable[[], object], error: type[Exception], message: s
     with pytest.raises(error, match=message):
         make()
     assert not process._books.caches
+
+
+def test_types_of_a_component_may_be_left_out() -> None:
+    """It is read for them once; pickles have them. All that was given must agree."""
+    udf = WasmUDF("move", PURE, export="move-by")
+    assert (udf.args, udf.returns) == (("place", "f64"), "place")
+    assert udf([(1.0, 2.0, "a")], [0.5]) == [(1.5, 2.5, "a")]
+    assert udf == WasmUDF("move", PURE, args=("place", "f64"), export="move-by")
+    again = pickle.loads(pickle.dumps(udf))
+    assert again == udf
+    assert again.digest == hashlib.sha256(PURE.read_bytes()).hexdigest()
+    text = """(component (core module $m (func (export "f") (param i32) (result i32) (local.get 0)))
+      (core instance $i (instantiate $m))
+      (func (export "half") (param "a" u32) (result u32) (canon lift (core func $i "f"))))"""
+    for wasm in (text, bytes(wasmtime.wat2wasm(text))):
+        half = WasmUDF("half", wasm, returns="u32")
+        assert list(half(numpy.array([1, 2], "i8"))) == [1, 2]
+        half.close()
+    udf.close()
 
 
 # -- columns

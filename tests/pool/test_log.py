@@ -119,6 +119,7 @@ async def test_registered_removed_loaded(fake: FakeKit, log: ListLogger) -> None
         "module_mappings": 0,
         "isolation": "reuse",
         "isolation_verdict": f.isolation_verdict,
+        "left_out": None,
         "cache_verdict": f.cache_verdict,
         "advice": None,
     }

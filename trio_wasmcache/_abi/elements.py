@@ -11,12 +11,12 @@ import itertools
 import re
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Final, final
 
 from attrs import field, frozen
 
-from .._core.buffers import flat
+from .._core.buffers import flat, items
 from .._core.costs import NUMBER_FUEL
 from .._core.errors import AbiError
 from .._core.tally import ASCII_SIZE, BYTES_SIZE, NUMBER, SLOT, WIDE_SIZE, Tally
@@ -118,25 +118,34 @@ class Elements:
             TypeError: It is no sequence, or holds something that is no such number.
             OverflowError: A number is out of the type's range.
         """
-        values = value
-        if type(value) not in (list, tuple):
-            try:
-                view = memoryview(value)
-            except TypeError:
-                values = self._listed(value)
-            else:
-                with view:
-                    if _NATIVE and view.ndim == 1 and self._is_format(view):
-                        with flat(view) as data:
-                            return data.tobytes()
-                    if view.ndim != 1:
-                        raise TypeError(
-                            f"{self.name} takes an array of one dimension, this one has {view.ndim}"
-                        )
-                    values = view.tolist()
+        if type(value) in (list, tuple):
+            return self._packed(value, value.__getitem__)
+        try:
+            view = memoryview(value)
+        except TypeError:
+            listed = self._listed(value)
+            return self._packed(listed, listed.__getitem__)
+        with view:
+            if view.ndim != 1:
+                raise TypeError(
+                    f"{self.name} takes an array of one dimension, this one has {view.ndim}"
+                )
+            if _NATIVE and self._is_format(view):
+                with flat(view) as data:
+                    return data.tobytes()
+            return self._packed(view, lambda part: self._items(view[part]))
+
+    def _items(self, view: memoryview) -> Sequence[Value]:
+        try:
+            return items(view)
+        except TypeError as error:
+            raise TypeError(f"{self.name} takes an array of numbers: {error}") from None
+
+    def _packed(self, values: Sized, part: Callable[[slice], Sequence[Value]]) -> bytes:
+        """Return the bytes of values, of which `part` returns some."""
         parts = []
         for start in range(0, len(values), NUMBERS_PIECE):
-            parts.append(self._pack(values[start : start + NUMBERS_PIECE], start))
+            parts.append(self._pack(part(slice(start, start + NUMBERS_PIECE)), start))
             breathe()
         return b"".join(parts)
 

@@ -16,6 +16,7 @@ from typing import final
 
 from .._abi.base import Value
 from .._abi.plain import truths
+from .._core.buffers import items
 from .._core.text import shown
 from .._core.wasm.driver import Cell
 
@@ -152,7 +153,9 @@ def column(value: Value, *, objects: bool) -> Column:
     if view.ndim > 1:
         raise ValueError(f"a column has one dimension, this buffer has {view.ndim}")
     if objects and view.format.lstrip("@=<") not in _NUMBERS:
-        return ListColumn(value.tolist())  # NumPy's arrays of text and of objects
+        if hasattr(value, "astype"):  # NumPy's arrays of text and of objects
+            return ListColumn(value.tolist())
+        return ListColumn(items(view))
     return BufferColumn(view, value)
 
 
@@ -314,12 +317,7 @@ class BufferColumn(Column):
         return self._flat[start * size : stop * size]
 
     def values(self, start: int, stop: int) -> Sequence[object]:
-        part = self._view[start:stop]
-        try:
-            return part.tolist()
-        except NotImplementedError:  # a format with a byte order, such as "<q" of ctypes
-            order, letter = part.format[:1], part.format[1:]
-            return struct.unpack(f"{order}{stop - start}{letter}", part.tobytes())
+        return items(self._view[start:stop])
 
 
 def valid_rows(bits: int, rows: int) -> list[bool]:

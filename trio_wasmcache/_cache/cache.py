@@ -492,9 +492,10 @@ class InstanceCache:
                 assert await area.call(Case("circle", 2.0)) > 12
 
         A function that can't be used, such as one with a resource in its signature, is left out
-        without an error, unless none is left. `register` says why, for one function, and
-        ``python -m trio_wasmcache inspect`` for all. If one of the rest can't be registered, none
-        is. Other tasks run meanwhile, and may see the first functions before the last ones.
+        without an error, unless none is left. The log names it, in `left_out` of the first
+        function's ``wasmcache.registered``. `register` says why, for one function, and ``python -m
+        trio_wasmcache inspect`` for all. If one of the rest can't be registered, none is. Other
+        tasks run meanwhile, and may see the first functions before the last ones.
 
         Args:
             wasm: bytes of a component, its text as a `str`, or the path of a file with either.
@@ -542,6 +543,7 @@ class InstanceCache:
                 raise InvalidModuleError(f"{what}: {ForeignFormatError(found)}")
             raise TypeError(f"{what}: this is a core module: use register() for its functions")
         offered, *others = component.of_interface(what, interface)
+        left_out = component.left_out(None if interface is None else offered.interface)
         first = declare(
             name=f"{prefix}{offered.name}",
             args=offered.args,
@@ -567,16 +569,22 @@ class InstanceCache:
         keys = [one.key for one in declarations]
         with pool.registry.reserve_all(keys, replace):
             try:
-                return await self._register_all(declarations, source.wasm)
+                return await self._register_all(declarations, source.wasm, left_out)
             finally:
                 for key in keys:
                     pool.registry.release(key)
         raise trio.ClosedResourceError(f"the cache was closed while {what} was being registered")
 
     async def _register_all(
-        self, declarations: Sequence[Declaration], wasm: bytes
+        self, declarations: Sequence[Declaration], wasm: bytes, left_out: str | None
     ) -> tuple[Function, ...]:
-        """Register functions of one component. A watcher is shown the first one, which compiles."""
+        """Register functions of one component. A watcher is shown the first one, which compiles.
+
+        Args:
+            declarations: of the functions.
+            wasm: core module of the component.
+            left_out: functions of it that can't be used, for the log.
+        """
         first, *others = declarations
         with self._shown(first.key) as told:
             compiled = await self._compile(first, wasm)
@@ -585,7 +593,7 @@ class InstanceCache:
             self._compiler.keep(module)
             try:
                 bindings = await self._compiler.bind_all(module, others)
-                functions = [self._install(first, compiled, compiled.seconds)]
+                functions = [self._install(first, compiled, compiled.seconds, left_out)]
                 for declaration, binding in zip(others, bindings, strict=True):
                     if len(functions) % AT_ONCE == 0:
                         # Either all are installed, or the cache is closed, which removes them.
@@ -665,9 +673,20 @@ class InstanceCache:
         return Compiled(module, binding, seconds, group.record.name, least, most)
 
     def _install(
-        self, declaration: Declaration, compiled: Compiled, seconds: float = 0.0
+        self,
+        declaration: Declaration,
+        compiled: Compiled,
+        seconds: float = 0.0,
+        left_out: str | None = None,
     ) -> Function:
-        """Make a function known; `seconds`: what compiling took for it."""
+        """Make a function known.
+
+        Args:
+            declaration: of the function.
+            compiled: its module.
+            seconds: time that compiling took for it.
+            left_out: functions of the component that can't be used, for the log.
+        """
         module, binding, group = compiled.module, compiled.binding, compiled.group
         pool, code_size = self._pool, module.record.code_size
         config, artifact = pool.config, module.artifact
@@ -750,6 +769,7 @@ class InstanceCache:
             isolation_verdict=function.isolation_verdict,
             cache_verdict=function.cache_verdict,
             advice=advice,
+            left_out=left_out,
         )
         if old is not None:
             self._retire(old, now, origin, record)

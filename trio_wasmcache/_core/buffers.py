@@ -6,7 +6,9 @@ may return other bytes. Its buffer is reliable, and can't be resized while there
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import struct
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 
 class Exporter(Protocol):
@@ -26,6 +28,9 @@ class Array(Protocol):
 
 Buffer = Exporter | Array
 
+_LETTERS: Final = frozenset("?bBhHiIlLqQefd")
+"""Formats of numbers that `struct` knows with any byte order."""
+
 
 def flat(data: Any) -> memoryview:
     """Return a view of the bytes of a buffer in one piece; copy them only if not contiguous.
@@ -43,3 +48,22 @@ def flat(data: Any) -> memoryview:
         except (TypeError, ValueError):  # an empty one, or a format that `cast` does not know
             pass
     return memoryview(view.tobytes())
+
+
+def items(view: memoryview) -> Sequence[Any]:
+    """Return the items of a view of one dimension, in any byte order.
+
+    Raises:
+        TypeError: Python can't read them, such as those of NumPy's structures.
+    """
+    try:
+        return view.tolist()
+    except NotImplementedError:
+        pass
+    order, letter = view.format[:-1], view.format[-1:]
+    if order in ("", "@", "=", "<", ">", "!") and letter in _LETTERS:
+        try:
+            return struct.unpack(f"{order}{view.shape[0]}{letter}", view.tobytes())  # type: ignore[index]
+        except struct.error:  # it says another size of an item than it has
+            pass
+    raise TypeError(f"its items, of the format {view.format!r:.60}, are no numbers")

@@ -283,6 +283,10 @@ class Registered(OfFunction):
     existed."""
     advice: str | None = None
     """The remedy, if its instances can never be kept under the limits. None: none is needed."""
+    left_out: str | None = None
+    """Functions of a component that `register_component` has left out, and why, in the event of the
+    first one that it registered; the reasons of at most three. None: there are none, or it is
+    another function."""
 
     @property
     def level(self) -> str:

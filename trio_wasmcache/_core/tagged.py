@@ -26,6 +26,7 @@ from typing import Any, Final, TypeAlias, final
 
 from attrs import evolve
 
+from .buffers import items
 from .text import printable
 from .wit.values import Case, Err, Ok, Some
 
@@ -319,6 +320,9 @@ class _Encoder:
                 with memoryview(value) as view:  # type: ignore[arg-type] # it may have none
                     if view.ndim == 1 and view.contiguous and view.format in _FORMATS:
                         return {"array": [view.format, self._bytes(view)]}
+                    if view.ndim == 1 and view.format[:1] in ("<", ">"):
+                        self._take(LEAST_SIZE * view.shape[0])  # type: ignore[index]
+                        return self.value(list(items(view)), 0)
                     if view.ndim == 0 and view.format in _FORMATS:
                         item = view.tolist()
                         return self.value(bool(item) if view.format == "?" else item, 0)

@@ -169,7 +169,7 @@ class Taken:
         if not found:
             raise ExportError(
                 f"{what}: the component exports no function that can be used"
-                + self._why_not(wanted)
+                + ("" if (why := self.left_out(wanted)) is None else f": {why}")
             )
         if len(found) > MAX_FUNCTIONS:
             raise ExportError(
@@ -187,8 +187,12 @@ class Taken:
                 )
         return found
 
-    def _why_not(self, interface: str | None) -> str:
-        """Return the reasons for the first functions of an interface, for a message."""
+    def left_out(self, interface: str | None) -> str | None:
+        """Return the functions of an interface that can't be used, and why; None: there are none.
+
+        Args:
+            interface: name of the interface; None: all.
+        """
         refused = [
             name
             for name in self.refused
@@ -199,7 +203,7 @@ class Taken:
         ]
         if (more := len(refused) - len(reasons)) > 0:
             reasons.append(f"`python -m trio_wasmcache inspect` says why of {more:,} more")
-        return f": {'; '.join(reasons)}" if reasons else ""
+        return "; ".join(reasons) or None
 
 
 def _check_names(what: str, functions: Sequence[Offered]) -> None:

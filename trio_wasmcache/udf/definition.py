@@ -20,11 +20,15 @@ from .._abi.scylla import ScyllaAbi
 from .._batch.failures import KEPT, check_options
 from .._cache.options import Wasm
 from .._core.config import CacheConfig
-from .._core.keys import MAX_NAME_LENGTH
-from .._core.text import listed, shown
+from .._core.errors import SignatureError
+from .._core.keys import INFERRED, MAX_NAME_LENGTH, check_name, normalise_types
+from .._core.text import listed, printable, quoted, shown
+from .._core.wasm.formats import is_component
 from .._core.wasm.isolation import Isolation
 from .._core.wasm.reader import HEADER
+from .._engine.wasmtime.text import to_wasm
 from .._outside import check_row_errors, check_timeout
+from .._pool.components import take_apart
 from .._pool.registration import Declaration, Missing, declare, read_file
 from .._public import public_in_udf
 from .._runtime.host import Importable
@@ -36,6 +40,8 @@ from .columns import for_map, kind_of, may_have_nulls, result_of
 from .frames import check_once, frame_of
 from .identity import digest_of, said
 
+# Default of types, which have another type for users.
+_LEFT_OUT: Final[Any] = INFERRED
 # Hexadecimal digits of a SHA-256.
 DIGITS: Final = 64
 # Characters of a name, to which an "@" and a digest are added.
@@ -115,8 +121,12 @@ class WasmUDF:
 
     Raises:
         TypeError, ValueError: a parameter has a bad type or value, a host function can't be
-            imported by name, or the module does not have the digest.
-        SignatureError: a type is not the name of a type.
+            imported by name, or the module does not have the digest; or types are left out for a
+            core module.
+        SignatureError: a type is not the name of a type; or types are left out for a function of a
+            component that can't be used.
+        ExportError, InvalidModuleError, ModuleTooLargeError: types are left out, and the component
+            has no such function, or can't be read.
         OSError: `wasm` is a path without a `digest`, and can't be read.
     """
 
@@ -125,10 +135,12 @@ class WasmUDF:
     wasm: Wasm = field(converter=_wasm)
     """Bytes of a module, WebAssembly text, or the path of a file with either. A path is pickled
     without the file, which must be at the same place on each worker."""
-    args: Sequence[str] = field(kw_only=True)
-    """Types of the arguments, as for `InstanceCache.register`."""
-    returns: str | Sequence[str] = field(kw_only=True)
-    """Type of the result; several types if there is a column for each of several results."""
+    args: Sequence[str] = field(default=_LEFT_OUT, kw_only=True)
+    """Types of the arguments, as for `InstanceCache.register`. For a component, they may be left
+    out: it is read for them."""
+    returns: str | Sequence[str] = field(default=_LEFT_OUT, kw_only=True)
+    """Type of the result; several types if there is a column for each of several results. It may be
+    left out for a component."""
     digest: str = field(default="", kw_only=True)
     """SHA-256 of the bytes, of the UTF-8 of the text, or of the file, in hexadecimal. It is checked
     whenever a process reads the file. By default, it is that of what `wasm` is now."""
@@ -174,10 +186,15 @@ class WasmUDF:
     _shared: process.Declared = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        declared = self._checked()
+        if _LEFT_OUT in (self.args, self.returns):
+            self._set("digest", self._checked_digest())
+            self._infer_types()
+            declared = self._checked()
+        else:
+            declared = self._checked()
+            self._set("digest", self._checked_digest())
         self._set("args", declared.key.args)
         self._set("returns", declared.returns)
-        self._set("digest", self._checked_digest())
         fields = said(self)
         fields.pop("wasm")
         cache = [fields.pop(name, None) for name in ("config", "log_dir")]
@@ -248,6 +265,31 @@ class WasmUDF:
                 fields["cache_dir"] = os.fsdecode(fields["cache_dir"])  # which can be pickled
             self._set("config", CacheConfig(**fields))  # checked again, as it may be unpickled
         return declared
+
+    def _infer_types(self) -> None:
+        """Set the types that were left out to those that the component says."""
+        name = check_name(self.name)
+        config, export = self.config, self.export
+        limit = (config if isinstance(config, CacheConfig) else CacheConfig()).max_wasm_size
+        data = self._read(self.wasm, limit) if isinstance(self.wasm, Path) else self.wasm
+        wasm = to_wasm(data) if isinstance(data, str) else bytes(data)  # type: ignore[arg-type]
+        if not is_component(wasm):
+            raise TypeError(
+                f"{name}: args or returns was left out, but only components say the types of "
+                'their functions, and this is a core module: give them, such as args=("i64",), '
+                'returns="i64"'
+            )
+        _, component = take_apart(name, wasm, limit, lambda: None)
+        found = component.find(name, export if isinstance(export, str) else name)
+        if self.args is _LEFT_OUT:
+            self._set("args", found.args)
+        elif normalise_types(self.args, f"{name}: args") != found.args:
+            raise SignatureError(
+                f"{name}: the component has {printable(found.wit, 500)}: leave out args, too, or "
+                f"give args={quoted(found.args)}"
+            )
+        if self.returns is _LEFT_OUT:
+            self._set("returns", found.returns)
 
     def _checked_digest(self) -> str:
         given: object = self.digest
