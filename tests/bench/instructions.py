@@ -4,7 +4,8 @@ They are counted by valgrind's callgrind, which no neighbour disturbs. Where cou
 process under it asks for its parent's number, whereupon callgrind writes what it has counted, and
 where it is to begin, for its group's. PROFILE.md has figures.
 The steps of `first` are ``plain3 metered3 kept3 thread3 read3 register3`` for a module of 3 KB,
-and the same with 70.
+and the same with 70. ``wait lock`` are a lease and a `trio.Lock` with a hundred waiters, ``queued
+token`` an acquire and a token of a `trio.CapacityLimiter` of a thousand that are asked for at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,11 @@ from attrs import define
 
 from trio_wasmcache import CacheConfig, open_cache
 
-from . import first, peers
+from . import first, peers, waiting
 from .harness import FIB, WARM_UP, SilentLogger
 
 REPEATED = 300
+QUEUED = 1000
 # Under valgrind there is address space for some thirty instances.
 FEW_MODULES, MANY_MODULES = 10, 26
 # {name here: name there}
@@ -48,7 +51,8 @@ FIRST = {
     for way, name in WAYS.items()
     for size, functions in first.SIZES.items()
 }
-KNOWN = ("bare", "floor", "held", "hit", "miss", "store", *FIRST)
+LINES = ("wait", "lock", "queued", "token")
+KNOWN = ("bare", "floor", "held", "hit", "miss", "store", *LINES, *FIRST)
 I64 = ("i64",)
 
 
@@ -135,6 +139,21 @@ async def repeat(what: str, counter: Callgrind) -> float:
             return await counted(peers.new_store())
         if what == "miss":
             return await misses(counted)
+        if what in LINES:
+            block = {
+                "wait": lambda: cache.acquire("same", I64),
+                "queued": lambda: cache.acquire("same", I64),
+                "lock": partial(_itself, trio.Lock()),
+                "token": partial(_itself, trio.CapacityLimiter(1)),
+            }[what]
+            if what in ("wait", "lock"):
+                way, times = waiting.in_turn(block), 10 * (waiting.WAITERS + 1)
+            else:
+                way, times = waiting.at_once(block), QUEUED
+            await way(times)
+            counter.count()
+            await way(times)
+            return counter.count() / times
         name, functions = FIRST[what]
         way = first.ways(cache, cache)[name]
         modules = [
@@ -146,6 +165,10 @@ async def repeat(what: str, counter: Callgrind) -> float:
         for wasm in modules[FEW_MODULES:]:
             await way(wasm)
         return counter.count() / (MANY_MODULES - FEW_MODULES)
+
+
+def _itself(it: Any) -> Any:
+    return it
 
 
 async def misses(counted: Any) -> float:

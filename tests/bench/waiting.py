@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 import trio
 
@@ -19,32 +21,46 @@ GROUPS, GROUPS_QUICK = 5_000, 200
 I64 = ("i64",)
 
 
+Block = Callable[[], AbstractAsyncContextManager[object]]
+
+
+def in_turn(block: Block) -> Callable[[int], Awaitable[None]]:
+    """A hundred tasks and one more that take turns in a block; in all, as often as is said."""
+
+    async def enter(times: int) -> None:
+        for _ in range(times):
+            async with block():
+                await trio.lowlevel.checkpoint()
+
+    async def run(n: int) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(WAITERS + 1):
+                nursery.start_soon(enter, n // (WAITERS + 1))
+
+    return run
+
+
+def at_once(block: Block) -> Callable[[int], Awaitable[None]]:
+    """Tasks, as many as is said, that all ask for a block at once."""
+
+    async def enter() -> None:
+        async with block():
+            await trio.lowlevel.checkpoint()
+
+    async def run(n: int) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(n):
+                nursery.start_soon(enter)
+
+    return run
+
+
 async def bench_waiters(report: Report, times: int, rounds: int) -> None:
     """A hundred tasks that take turns."""
     lock = trio.Lock()
     async with open_cache(CacheConfig(), logger=SilentLogger()) as cache:
         await cache.register("same", FIB, args=I64, returns="i64")
-
-        async def lease(times: int) -> None:
-            for _ in range(times):
-                async with cache.acquire("same", I64):
-                    await trio.lowlevel.checkpoint()
-
-        async def locked(times: int) -> None:
-            for _ in range(times):
-                async with lock:
-                    await trio.lowlevel.checkpoint()
-
-        async def leases(n: int) -> None:
-            async with trio.open_nursery() as nursery:
-                for _ in range(WAITERS + 1):
-                    nursery.start_soon(lease, n // (WAITERS + 1))
-
-        async def locks(n: int) -> None:
-            async with trio.open_nursery() as nursery:
-                for _ in range(WAITERS + 1):
-                    nursery.start_soon(locked, n // (WAITERS + 1))
-
+        leases, locks = in_turn(lambda: cache.acquire("same", I64)), in_turn(lambda: lock)
         us = await interleave(
             {"lease": (leases, times), "lock": (locks, times)}, WAITERS + 1, rounds
         )
@@ -58,25 +74,7 @@ async def bench_queue(report: Report, queued: int, rounds: int) -> None:
     limiter = trio.CapacityLimiter(1)
     async with open_cache(CacheConfig(), logger=SilentLogger()) as cache:
         await cache.register("same", FIB, args=I64, returns="i64")
-
-        async def lease() -> None:
-            async with cache.acquire("same", I64):
-                await trio.lowlevel.checkpoint()
-
-        async def limited() -> None:
-            async with limiter:
-                await trio.lowlevel.checkpoint()
-
-        async def leases(n: int) -> None:
-            async with trio.open_nursery() as nursery:
-                for _ in range(n):
-                    nursery.start_soon(lease)
-
-        async def tokens(n: int) -> None:
-            async with trio.open_nursery() as nursery:
-                for _ in range(n):
-                    nursery.start_soon(limited)
-
+        leases, tokens = at_once(lambda: cache.acquire("same", I64)), at_once(lambda: limiter)
         us = await interleave({"leases": leases, "tokens": tokens}, queued, rounds)
     report.add(f"{queued:,} acquires queued at once, each", us["leases"], "us")
     report.add(
