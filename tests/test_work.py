@@ -172,6 +172,21 @@ async def measure() -> dict[str, Work]:
                     await held.call(1)
 
                 found["held call"] = await work_of(call, counter)
+        async with open_cache(CacheConfig(), logger=Silent()) as cache:
+            await cache.register("same", SAME, args=I64, returns="i64")
+
+            async def use() -> None:
+                for _ in range(10):
+                    async with cache.acquire("same", I64):
+                        await trio.lowlevel.checkpoint()
+
+            async def take_turns() -> None:
+                async with trio.open_nursery() as nursery:
+                    for _ in range(10):
+                        nursery.start_soon(use)
+
+            found["100 leases in line"] = await work_of(take_turns, counter)
+            del found["100 leases in line"]["bytes"]  # most are of Trio's tasks
         async with open_cache(CacheConfig(max_size=0), logger=Silent()) as cache:
             for name in ("same", "other"):
                 await cache.register(name, SAME, args=I64, returns="i64", export="same")
@@ -202,7 +217,13 @@ def works() -> dict[str, Work]:
 
 
 @pytest.mark.parametrize(
-    "what", ["held call", "miss", *(under(policy, "idle entry") for policy in POLICIES)]
+    "what",
+    [
+        "held call",
+        "100 leases in line",
+        "miss",
+        *(under(policy, "idle entry") for policy in POLICIES),
+    ],
 )
 def test_the_work_is_what_was_agreed(works: dict[str, Work], what: str) -> None:
     """Native calls and checkpoints exactly; of Python functions and memory, not more."""

@@ -16,7 +16,7 @@ import math
 import operator
 import threading
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from sys import _getframe
+from sys import _getframe, exception
 from threading import get_ident
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, TypeVar, final
@@ -264,8 +264,8 @@ class Lease(Generic[R_co]):
                         self._entered_from = _getframe(1)
                         request.asleep = True
                         await wait_task_rescheduled(self._leave_line)
-                except BaseException as error:
-                    self._fail_in_line(task, error)
+                except BaseException:
+                    self._fail_in_line(task)
                     raise
             if request is not None:
                 instance = request.instance
@@ -299,12 +299,12 @@ class Lease(Generic[R_co]):
         pool.carry_out(step, now, functools.partial(pool.journal.origin_of, request.owner))
         return Abort.SUCCEEDED
 
-    def _fail_in_line(self, task: Task, error: BaseException) -> None:
+    def _fail_in_line(self, task: Task) -> None:
         """Give back the token of an acquire that failed in line, or on its way there."""
         request, self._request, self._entered_from = self._request, None, None
         self._state = ENDED
         if request is not None:
-            self._pool.policy.note_error(request.entry, type(error).__name__)
+            self._pool.policy.note_error(request.entry, type(exception()).__name__)
             self._group.capacity.give_back(task)
 
     async def _acquire(self, task: Task, waited: Request | None = None) -> Self:
