@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import trio
 from kits import FakeKit, Kit, ListLogger, add
 from report.logs import Log, make, run_command, use
-from report.workloads import JsonLogger
+from report.workloads import JsonLogger, draw_config, run_on_jumping_clock, wild_plan
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import CacheConfig, LoadError, Prepare, TrapError
@@ -40,8 +41,8 @@ def tell(capsys: Capture, log: Log, path: Path, condition: str = "request=2") ->
     assert ran.status == 0, ran.err
     told: list[Any] = ran.document["stories"]
     for changed, name, value in (
-        (lines, "BLOCK", 300),
-        (Trail, "patterns", lambda _trail: None),
+        (lines, "PIECE", 300),
+        (Trail, "sought", lambda _trail: None),
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(changed, name, value)
@@ -399,3 +400,39 @@ async def test_a_preparation(tmp_path: Path, capsys: Capture) -> None:
     assert ended.startswith("could not be prepared: LoadError after")
     assert told[3]["outcome"] == "completed"
     assert texts(told[3])[-1].startswith("was prepared in ")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_searching_tells_the_same_as_parsing(seed: int, tmp_path: Path, capsys: Capture) -> None:
+    """Of requests and values in logs of all kinds of applications, spelt in different ways."""
+    random = Random(seed)
+    logged = run_on_jumping_clock(wild_plan(random), draw_config(random)).log.events
+    for event in logged:
+        event["trace"] = f"trace {event.get('request') or event['seq'] % 7}"
+        for name in ("request", "for_request"):
+            if event.get(name) is not None:
+                event[name] += 10_000  # long enough to be searched
+    spaces = (", ", ": ") if seed % 2 else (",", ":")
+    written = [json.dumps(event, separators=spaces) for event in logged]
+    written.insert(20, '{"event": "another", "request": 10002, "trace": "trace 10002"}')
+    path = tmp_path / "log"
+    path.write_text("\n".join(written) + "\n" * (seed % 3))
+    numbers = sorted({event["request"] for event in logged if event.get("request") is not None})
+    conditions = [f"request={number}" for number in random.sample(numbers, min(4, len(numbers)))]
+    conditions += [
+        "trace=trace 3",
+        "function=f1",
+        "instance=3",
+        "task=2",
+        f"trace=trace {numbers[0]}",
+    ]
+    for condition in conditions:
+        told = []
+        for slow in (False, True):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(lines, "PIECE", random.choice([500, 5_000, 10**6]))
+                if slow:
+                    patch.setattr(Trail, "sought", lambda _trail: None)
+                ran = run_command(capsys, "report", "--json", "--where", condition, path)
+                told.append((ran.status, ran.status == 0 and ran.document, ran.err))
+        assert told[0] == told[1], condition

@@ -144,10 +144,10 @@ def _follow(
     """Print the stories of a trail, or its events; return the exit status."""
     if not all(Path(path).is_file() for path in logs):
         raise click.UsageError("--where reads the log twice: give it files")
-    patterns = trail.patterns()
+    sought = trail.sought()
     with session.bar():
         for piece in session.reader.pieces():
-            lines = (line for _, line in find_lines(piece, patterns))
+            lines = (line for _, line in find_lines(piece, sought))
             for event in session.parser.dicts(lines):
                 if only is None or event["cache"] == only:
                     trail.look(event)

@@ -20,7 +20,17 @@ from attrs import Factory, define
 from ..._core.events import SCHEMA_VERSION, Stamped
 from .names import tally
 from .notes import Notes, cite, count
-from .records import ABSURD, KINDS, OPTIONAL, fits, is_endless, make_event, read_event
+from .records import (
+    ABSURD,
+    KINDS,
+    OPTIONAL,
+    fits,
+    is_endless,
+    learn_types,
+    make_event,
+    read_event,
+    usual_values,
+)
 from .schema import STAMP_TYPES
 
 # Fields that the report uses. Others may be missing.
@@ -148,7 +158,15 @@ class Parser:
 
     def dicts(self, lines: Iterable[bytes]) -> list[dict[str, Any]]:
         """Return the events among `lines` with all fields, also those that processors added."""
-        return self._parse(lines, TYPES)
+        found = []
+        for fields in self._load(lines):
+            if usual_values(fields) is None:
+                if not self._is_event(fields, TYPES):
+                    continue
+                learn_types(fields)
+            found.append(fields)
+        self.events += len(found)
+        return found
 
     def _load(self, lines: Iterable[bytes]) -> Iterator[Any]:
         for line in lines:

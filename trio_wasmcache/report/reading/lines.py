@@ -9,15 +9,16 @@ without end, is abandoned (`MAX_BARREN`).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, final
 
-from attrs import Factory, define, field
+from attrs import Factory, define, field, frozen
 
 from .notes import Notes, cite, count
-from .streams import READ_ERRORS, STDIN, CountingFile, explain, open_stream, read_some
+from .streams import READ_ERRORS, STDIN, CountingFile, explain, is_plain, open_stream, read_some
 from .units import size
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ Piece: TypeAlias = tuple[bytes, int]
 """Lines, and the offset of their end; a part of another line may follow."""
 
 BLOCK = 8 * 1024 * 1024
+PIECE = 1024 * 1024
 # The longest event that the cache writes is a few KB.
 MAX_LINE = 1024 * 1024
 # Average length of lines (bytes) from which on their number does not matter.
@@ -79,14 +81,15 @@ class Reader:
     def pieces(self, *, counted: bool = True) -> Iterator[Piece]:
         """Yield the same as pieces of the log, with other lines and too long ones among them.
 
-        To search a piece for the few lines that matter takes a fifth of the time of making all of
+        They are small enough for the processor's caches, as each is searched several times. To
+        search a piece for the few lines that matter takes a fifth of the time of making all of
         its lines objects.
 
         Args:
             counted: whether lines are counted, for `tell`.
         """
         for path in self._ordered():
-            yield from self._blocks(path, self._whole if counted else _uncounted)
+            yield from self._blocks(path, self._whole if counted else _uncounted, PIECE)
 
     @property
     def size(self) -> int | None:
@@ -115,8 +118,13 @@ class Reader:
                 ]
         return paths
 
-    def _blocks(self, path: str, take: Callable[[bytes, int], T | tuple[()]]) -> Iterator[T]:
-        """Yield what `take` makes of each block: see `_candidates`; nothing, if that is empty."""
+    def _blocks(
+        self, path: str, take: Callable[[bytes, int], T | tuple[()]], plain: int | None = None
+    ) -> Iterator[T]:
+        """Yield what `take` makes of each block: see `_candidates`; nothing, if that is empty.
+
+        `plain` is the size of the blocks of a file that is not packed (bytes); None: as of others.
+        """
         try:
             file = CountingFile(path)
         except OSError as unopened:
@@ -126,6 +134,10 @@ class Reader:
             rest, skipping = b"", False
             error: Exception | None = None
             try:
+                if is_plain(path):
+                    self.opened += 1
+                    yield from self._plain_blocks(path, take, plain or BLOCK)
+                    return
                 stream = open_stream(file)
             except READ_ERRORS as unreadable:  # a directory, for one
                 self.notes.problem(f"{cite(path)}: {explain(unreadable)}")
@@ -163,6 +175,42 @@ class Reader:
         if rest.strip() and (last := self._last(path, rest, take)):
             yield last
 
+    def _plain_blocks(
+        self, path: str, take: Callable[[bytes, int], T | tuple[()]], size: int
+    ) -> Iterator[T]:
+        """Yield the same as `_blocks`, of a file that is not packed: its bytes are copied once.
+
+        A map of the file would kill the process if the file is truncated meanwhile.
+        """
+        error: OSError | None = None
+        with Path(path).open("rb", buffering=0) as file:
+            descriptor, at, told, length, data = file.fileno(), 0, 0, size, b""
+            while True:
+                try:
+                    data = os.pread(descriptor, length, at)
+                except OSError as problem:
+                    error, data = problem, b""
+                self.advanced(max(at + len(data) - told, 0), max(at + len(data) - told, 0))
+                told = max(told, at + len(data))
+                end = data.rfind(b"\n") + 1
+                if len(data) - end > MAX_LINE:
+                    # Skip the rest of that line; what came before it is whole.
+                    data = data[:end]
+                    self._too_long(1)
+                    at, length = _next_line(descriptor, at + end), size
+                elif end:
+                    at, length = at + end, size
+                elif len(data) < length:
+                    break  # the last line has no end, or there is none
+                else:
+                    length *= 2
+                if end and (found := take(data, end)):
+                    yield found
+        if error is not None:
+            self.notes.problem(f"{cite(path)}: {explain(error)}; what came before is analysed")
+        if data.strip() and (last := self._last(path, data, take)):
+            yield last
+
     def _candidates(self, data: bytes, end: int) -> list[bytes]:
         """Return the lines that may be events, and count the others.
 
@@ -191,7 +239,7 @@ class Reader:
 
     def _whole(self, data: bytes, end: int) -> Piece | tuple[()]:
         """Return the data, if some may be events, and count the others: as `_candidates`."""
-        lines, marked = data.count(b"\n"), data.count(MARK)
+        lines, marked = data.count(b"\n"), data.count(MARK, 0, end)
         if marked < lines:
             lines = _count_filled(data)
             self.counts.foreign += max(lines - marked, 0)
@@ -229,30 +277,69 @@ def _uncounted(data: bytes, end: int) -> Piece | tuple[()]:
     return (data, end) if end else ()
 
 
-def find_lines(
-    piece: Piece, patterns: Sequence[re.Pattern[bytes]] | None
-) -> list[tuple[int, bytes]]:
-    """Return the lines of a piece in which one of some patterns is found, each with its offset.
+@final
+@frozen
+class Sought:
+    """What makes a line one of those that are looked for."""
 
-    A pattern must begin with plain text: then it is searched at 2 GB a second.
+    pattern: re.Pattern[bytes]
+    """A pattern that is found in it, which begins with plain text."""
+    text: bytes = b""
+    """Bytes that are in each such line, and in few others: they are searched first, at 2 GB a
+    second. Empty: the pattern is searched at once."""
+
+    def is_in(self, line: bytes) -> bool:
+        """Return whether a line is one of them."""
+        return self.text in line and self.pattern.search(line) is not None
+
+
+def find_lines(piece: Piece, sought: Sequence[Sought] | None) -> list[tuple[int, bytes]]:
+    """Return the lines of a piece that are looked for, each with its offset, in order.
 
     Args:
         piece: the piece.
-        patterns: the patterns; None: all lines that may be events.
+        sought: what is looked for; None: all lines that may be events.
     """
     data, end = piece
     found: dict[int, bytes] = {}
-    for pattern in (_ANY,) if patterns is None else patterns:
-        at = 0
-        while at < end and (match := pattern.search(data, at, end)) is not None:
-            start = data.rfind(b"\n", 0, match.start()) + 1
-            at = data.find(b"\n", match.start(), end) + 1 or end
-            if at - start <= MAX_LINE:
-                found[start] = data[start:at].rstrip(b"\n")
+    for one in (_ANY,) if sought is None else sought:
+        _find(data, end, one, found)
     return sorted(found.items())
 
 
-_ANY = re.compile(re.escape(MARK))
+def _find(data: bytes, end: int, sought: Sought, found: dict[int, bytes]) -> None:
+    """Add the lines that are looked for to those that are found: {offset: line}."""
+    text, search, find, rfind = sought.text, sought.pattern.search, data.find, data.rfind
+    # Backwards, as `rfind` takes two thirds of the time of `find`.
+    at = end
+    while text and (place := rfind(text, 0, at)) >= 0:
+        start = rfind(b"\n", 0, place) + 1
+        stop = find(b"\n", place, end)
+        line = data[start : stop if stop >= 0 else end]
+        at = start
+        if len(line) < MAX_LINE and search(line) is not None:
+            found[start] = line
+    at = 0
+    while not text and at < end and (match := search(data, at, end)) is not None:
+        start = rfind(b"\n", 0, match.start()) + 1
+        stop = find(b"\n", match.start(), end)
+        line = data[start : stop if stop >= 0 else end]
+        at = start + len(line) + 1
+        if len(line) < MAX_LINE:
+            found[start] = line
+
+
+_ANY = Sought(re.compile(re.escape(MARK)))
+
+
+def _next_line(descriptor: int, at: int) -> int:
+    """Return where the next line of a file begins, after the one that is at an offset."""
+    while data := os.pread(descriptor, BLOCK, at):
+        newline = data.find(b"\n")
+        if newline >= 0:
+            return at + newline + 1
+        at += len(data)
+    return at
 
 
 def _lines_with_mark(data: bytes, end: int) -> list[bytes]:

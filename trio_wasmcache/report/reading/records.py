@@ -122,9 +122,21 @@ def read_event(fields: Any) -> Stamped | None:
     Raises:
         ValueError: An item of a list is none.
     """
+    values = usual_values(fields)
+    if values is None:
+        return None
+    _, cache, seq, at, label, *rest = values
+    return Stamped(KINDS[fields["event"]].build(rest), cache, seq, at, label=label)
+
+
+def usual_values(fields: Any) -> tuple[Any, ...] | None:
+    """Return stamps and values of an event, if they have the usual types; else None.
+
+    Then `Parser` accepts it, too, but for items of lists.
+    """
     try:
         kind = KINDS[fields["event"]]
-        values = kind.get(fields)
+        values: tuple[Any, ...] = kind.get(fields)
         numbers = kind.known[tuple(map(type, values))](values)
         # A sum below `ABSURD` has no part above it, and none that is infinite or no number; an int
         # of hundreds of digits can't even be added to floats.
@@ -132,10 +144,7 @@ def read_event(fields: Any) -> Stamped | None:
             return None
     except (KeyError, TypeError, OverflowError):
         return None
-    version, cache, seq, at, label, *rest = values
-    if version != SCHEMA_VERSION or seq < 1:
-        return None
-    return Stamped(kind.build(rest), cache, seq, at, label=label)
+    return None if values[0] != SCHEMA_VERSION or values[2] < 1 else values
 
 
 def make_event(fields: dict[str, Any]) -> Stamped:
@@ -145,13 +154,19 @@ def make_event(fields: dict[str, Any]) -> Stamped:
         ValueError: An item of a list is none.
     """
     kind = KINDS[fields["event"]]
+    learn_types(fields)
+    event = kind.build([fields.get(name) for name in kind.names])
+    label = fields.get("label") or ""
+    return Stamped(event, fields["cache"], fields["seq"], fields["at_seconds"], label=label)
+
+
+def learn_types(fields: dict[str, Any]) -> None:
+    """Take the types of the values of an event, which were checked one by one, for usual ones."""
+    kind = KINDS[fields["event"]]
     if len(kind.known) < MAX_SIGNATURES and kind.types.keys() <= fields.keys():
         signature = tuple(map(type, kind.get(fields)))
         numbers = [index for index, one in enumerate(signature) if one in (int, float)]
         kind.known[signature] = itemgetter(*numbers)  # the stamps alone are three
-    event = kind.build([fields.get(name) for name in kind.names])
-    label = fields.get("label") or ""
-    return Stamped(event, fields["cache"], fields["seq"], fields["at_seconds"], label=label)
 
 
 def letters_of(event: Event) -> int:

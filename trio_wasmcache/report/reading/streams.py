@@ -82,6 +82,19 @@ class _Unzstd(io.RawIOBase):
         return len(taken)
 
 
+def is_plain(path: str) -> bool:
+    """Return whether a file can be read at any offset, and is not packed.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    if path == STDIN or not Path(path).is_file():
+        return False
+    with Path(path).open("rb", buffering=0) as file:
+        head = file.read(4)
+    return not any(head.startswith(magic) for magic in _MAGIC)
+
+
 def open_stream(file: CountingFile) -> io.BufferedIOBase:
     """Open the contents of a file, unpacked if it is packed."""
     buffered = io.BufferedReader(file, 1024 * 1024)

@@ -13,16 +13,15 @@ be what a wait was for, are searched backwards from the wait's end when one is a
 
 from __future__ import annotations
 
-import json
 import re
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from attrs import Factory, define, field
 
-from ..reading.lines import MARK, Piece, find_lines
-from .trail import MAX_SEARCHED, Fields, Trail
+from ..reading.lines import MARK, Piece, Sought, find_lines
+from .trail import ALIKE, MAX_SEARCHED, MAX_TEXTS, Fields, Trail
 from .waiting import INSTANCE, MAX_OPEN, ROOM, TOKEN
 
 Parse: TypeAlias = Callable[[Iterable[bytes]], list[Fields]]
@@ -82,21 +81,38 @@ class Causes:
     _holders: dict[tuple[str, str], dict[int, Fields]] = Factory(dict)
     # {(cache, group): {request: its grant}}, of groups where a wait for a token may be given up
     _functions: tuple[bytes, ...] = field(init=False)
-    _patterns: list[re.Pattern[bytes]] | None = field(init=False)
+    _own: list[Sought] | None = field(init=False)  # what is in lines of the trail
+    _sought: list[Sought] | None = field(init=False)  # what is in these, and in their causes
     _kinds: frozenset[bytes] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         names = {entry[1] for entry in self.trail.entries}
         names |= {group for _, group in self.trail.groups}
-        marks = tuple(json.dumps(name)[1:-1].encode() for name in names)
-        if len(names) > MAX_SEARCHED or any(not name.isascii() for name in names):
+        marks = tuple(f'"{name}"'.encode() for name in sorted(names))
+        if len(names) > MAX_SEARCHED or not all(map(ALIKE.fullmatch, names)):
             marks = (b"",)  # how others are written is up to the renderer
         self._functions = marks
         self._kinds = _OF_INSTANCES | (_OF_HOLDERS if self.with_holders else frozenset())
-        self._patterns = self.trail.patterns()
-        if self._patterns is not None and (self.trail.requests or self.trail.groups):
-            kinds = "|".join(kind.decode() for kind in (b"blocked", *sorted(self._kinds)))
-            self._patterns.append(re.compile(re.escape(MARK) + rf"(?:{kinds})\"".encode()))
+        self._own = self.trail.sought()
+        self._sought = None
+        if self._own is not None:
+            self._sought = [*self._own]
+            if self.trail.requests or self.trail.groups:
+                self._sought += self._causes(marks)
+
+    def _causes(self, marks: Sequence[bytes]) -> list[Sought]:
+        """Return what is in lines of causes: waits for tokens, and instances of the functions."""
+        kinds = b"|".join(sorted(self._kinds))
+        pattern = re.compile(re.escape(MARK) + rb'(?:%s)"' % kinds)
+        of_instances = [Sought(pattern)]
+        if b"" not in marks and len(marks) <= MAX_TEXTS:
+            of_instances = [Sought(pattern, mark) for mark in marks]
+        blocked = Sought(re.compile(re.escape(MARK) + b'blocked"'), f'"{TOKEN}"'.encode())
+        # What does not matter is not searched: that is most of the time.
+        sought = [blocked] if self.trail.may_wait_for_tokens else []
+        if self.trail.may_load or self.with_holders:
+            sought += of_instances
+        return sought
 
     def take(self, piece: Piece, only: str | None) -> None:
         """Take a piece of the log, in its order, and give the trail its events.
@@ -108,7 +124,7 @@ class Causes:
         self._pieces.append(piece)
         while sum(end for _, end in self._pieces) > _KEPT + piece[1]:
             self._pieces.popleft()
-        for at, line in find_lines(piece, self._patterns):
+        for at, line in find_lines(piece, self._sought):
             self._at = at
             begin = line.find(MARK) + len(MARK)
             kind = line[begin : line.find(b'"', begin)]
@@ -123,10 +139,9 @@ class Causes:
             return True
         if kind == b"blocked" and TOKEN.encode() in line:
             return True
-        patterns = self._patterns
-        if patterns is None or not (self.trail.requests or self.trail.groups):
+        if self._own is None or not (self.trail.requests or self.trail.groups):
             return True
-        return any(pattern.search(line) for pattern in patterns[:-1])
+        return any(one.is_in(line) for one in self._own)
 
     def _releases(self) -> Iterator[bytes]:
         """Yield the lines of leases and acquires that ended before the present line, last first."""

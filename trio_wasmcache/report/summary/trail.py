@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 
 from attrs import Factory, define
 
+from ..reading.lines import Sought
+
 Fields: TypeAlias = dict[str, Any]
 # Requests and instances that are followed, and events that are kept.
 MAX_FOLLOWED, MAX_EVENTS = 100_000, 10_000
@@ -22,8 +24,21 @@ MAX_SEARCHED = 50
 REQUESTS = ("request", "for_request")
 # Fields and values that every renderer writes alike. Many escape quotes, "&", "<", ">", "=", "+" or
 # "/", and a number that is no int can be written in several ways.
+ALIKE = re.compile(r"[\w .:;,@#%*()-]+", re.ASCII)
+"""Texts of which every renderer writes each character as it is."""
 _FIELD = re.compile(r"\w+", re.ASCII)
 _PLAIN = re.compile(r"(?!-?\d+(\.\d*)?([eE]-?\d+)?\Z)[\w .:;,@#%*()-]+|-?\d+", re.ASCII)
+
+
+# Texts that are searched one after the other; if there are more, one pattern is searched for all.
+MAX_TEXTS = 3
+# Characters of a text that is worth being searched alone, as few lines have it by chance.
+LEAST_TEXT = 4
+
+
+def _sought(pattern: str, text: str) -> Sought:
+    rare = text.encode() if len(text) >= LEAST_TEXT else b""
+    return Sought(re.compile(pattern.encode()), rare)
 
 
 @define(eq=False)
@@ -48,6 +63,9 @@ class Trail:
     """Their functions: {(cache, function, argument types, group)}."""
     groups: set[tuple[str, str]] = Factory(set)
     """Groups in which an event waits for a token, before there is a request: {(cache, group)}."""
+    _tokens_at_once: set[tuple[str, int]] = Factory(set)
+    _hits: set[tuple[str, int]] = Factory(set)
+    # Those of the requests that have not waited for a token, and that had nothing to load
     _instances: set[tuple[str, int]] = Factory(set)
     _alone: bool = False  # whether some events that have the value are not followed
 
@@ -55,6 +73,16 @@ class Trail:
     def followed(self) -> tuple[int, int]:
         """Numbers of requests and of instances that are followed."""
         return len(self.requests), len(self._instances)
+
+    @property
+    def may_wait_for_tokens(self) -> bool:
+        """Whether one of the requests may have waited for a token, as far as `look` has seen."""
+        return bool(self.groups) or not self.requests <= self._tokens_at_once
+
+    @property
+    def may_load(self) -> bool:
+        """Whether an instance may have been loaded for one of the requests, likewise."""
+        return not self.requests <= self._hits
 
     def has(self, event: Fields) -> bool:
         """Return whether an event has the value."""
@@ -76,6 +104,11 @@ class Trail:
             if event["event"] == "wasmcache.blocked" and len(self.groups) < MAX_SEARCHED:
                 self.groups.add((event["cache"], event["group"]))
             return
+        if follow is self.requests:
+            if event["event"] == "wasmcache.requested" and not event["blocked"]:
+                self._tokens_at_once.add((event["cache"], number))
+            elif event["event"] == "wasmcache.acquired" and event["hit"]:
+                self._hits.add((event["cache"], number))
         if (event["cache"], number) in follow:
             return
         if len(self.requests) + len(self._instances) >= MAX_FOLLOWED:
@@ -88,8 +121,8 @@ class Trail:
                 (event["cache"], event["function"], event["arg_types"], event["group"])
             )
 
-    def patterns(self) -> list[re.Pattern[bytes]] | None:
-        """Return patterns of which one is in each line that `look` or `take` may need.
+    def sought(self) -> list[Sought] | None:
+        """Return what is in each line that `look` or `take` may need, one of it.
 
         None: any line may be needed.
         """
@@ -97,13 +130,16 @@ class Trail:
             return None
         if not (_FIELD.fullmatch(self.field) and _PLAIN.fullmatch(self.value)):
             return None  # how others are written is up to the renderer
-        patterns = []
+        sought = []
         if self._alone or not self.requests:
-            patterns.append(rf'{self.field}"\s*:\s*"?{re.escape(self.value)}')
-        if self.requests:
-            numbers = "|".join(str(number) for _, number in self.requests)
-            patterns.append(rf'request"\s*:\s*(?:{numbers})\b')
-        return [re.compile(pattern.encode()) for pattern in patterns]
+            pattern = rf'{self.field}"\s*:\s*"?{re.escape(self.value)}'
+            sought.append(_sought(pattern, self.value))
+        numbers = sorted({str(number) for _, number in self.requests})
+        if len(numbers) <= MAX_TEXTS and all(len(number) >= LEAST_TEXT for number in numbers):
+            sought += [_sought(rf'request"\s*:\s*{number}\b', number) for number in numbers]
+        elif numbers:
+            sought.append(_sought(rf'request"\s*:\s*(?:{"|".join(numbers)})\b', ""))
+        return sought
 
     def take(self, event: Fields) -> bool:
         """Keep an event, if it is one of those that are followed, or has the value itself.
