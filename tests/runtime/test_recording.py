@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -422,6 +423,77 @@ def test_redact_gets_copies() -> None:
     assert (texts.cut, texts.redacted) == (["result"], False)
 
 
+class Names(list[str]):
+    """A list that lies about its items."""
+
+    def __iter__(self) -> Any:
+        return iter(("others",))
+
+
+class Rows(dict[str, Any]):
+    """A dict that lies about its items."""
+
+    def values(self) -> Any:
+        return ["others"]
+
+
+class Broken(UserDict[str, Any]):
+    """A mapping that can't be read."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(OrderedDict, Counter, Rows, UserDict, lambda one: defaultdict(list, one)),
+        lambda one: {"inner": OrderedDict(one)},
+        lambda one: (UserDict(one), 1),
+    ],
+)
+def test_redact_gets_copies_of_mappings(make: Callable[[Any], Any]) -> None:
+    """Of all classes, as dicts, also within other values."""
+    given, seen = make({"name": ["secret"]}), []
+
+    def mask(_function: str, _what: str, value: Any) -> object:
+        while "name" not in value:
+            value = value["inner"] if isinstance(value, dict) else value[0]
+        seen.append(dict(value))
+        value["name"].append("changed")
+        value.clear()
+        return "masked"
+
+    texts = Texts(mask, "f")
+    assert texts.redact("result", given) == "masked" and texts.redacted
+    assert seen == [{"name": ["secret", "changed"]}]
+    assert given == make({"name": ["secret"]})
+
+
+@pytest.mark.parametrize("make", [Names, UserList, deque, type("Bytes", (bytearray,), {})])
+def test_redact_gets_copies_of_sequences(make: Callable[[Any], Any]) -> None:
+    """Of all classes that can be changed; what it gives back unchanged is logged as it is."""
+    given = make([1, 2] if make is not Names else ["a", "b"])
+
+    def mask(_function: str, _what: str, value: Any) -> object:
+        assert value is not given and next(iter(value)) in (1, "a", "others")
+        value.clear()
+        return value
+
+    texts = Texts(mask, "f")
+    texts.redact("result", given)
+    assert texts.redacted and len(given) == 2
+    texts = Texts(lambda _function, _what, value: value, "f")
+    assert texts.redact("result", given) is given and not texts.redacted
+
+
+def test_what_can_not_be_copied_is_left_out() -> None:
+    """A mapping that raises is not shown to `redact`, and does not end the call."""
+    texts = Texts(lambda *_: pytest.fail("it was shown"), "f")
+    texts.add("result", texts.redact("result", Broken({"a": 1})))
+    assert texts.cut == ["result"]
+
+
 @pytest.mark.parametrize("how", ["raises", "awaits", "wrong"])
 async def test_a_value_that_redact_fails_on_is_left_out(log: ListLogger, how: str) -> None:
     """Its error does not end the call."""
@@ -454,13 +526,22 @@ async def test_a_group_logs_a_limited_number_of_bytes(
     fake: FakeKit, log: ListLogger, mock_clock: trio.testing.MockClock
 ) -> None:
     """The next event says how many calls were left out; other groups have limits of their own."""
-    config = CacheConfig(log_values=1.0, offload_after=None)
+    shown = []
+
+    def redact(_function: str, _what: str, value: object) -> object:
+        shown.append(value)
+        return value
+
+    config = CacheConfig(log_values=1.0, offload_after=None, redact=redact)
     async with open_fake_cache(config, engine=fake.engine, logger=log) as cache:
         f = await add(cache, "f", fake.adding(1))
         async with f.acquire() as lease:
             for _ in range(GROUP_VALUES // 1000):
                 await lease.call(1)
             few = len(calls(log))
+            # Setup, argument and result: the values of the others are not looked at, except those
+            # of the call that did not fit beside them.
+            assert len(shown) <= 3 * (few + 1)
             assert GROUP_VALUES // 2000 < few < GROUP_VALUES // 1000
             mock_clock.jump(0.5)
             await lease.call(1)

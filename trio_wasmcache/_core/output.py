@@ -160,12 +160,16 @@ class _Budget:
 
     def take(self, now: float, number: int = 1) -> bool:
         """Take some of it at time `now` (seconds); return False if not so much is left."""
-        self.left = min(self.left + max(now - self.since, 0.0) * self.RATE, self.RATE)
-        self.since = now
-        if self.left < number:
+        if not self.has(now, number):
             return False
         self.left -= number
         return True
+
+    def has(self, now: float, number: int) -> bool:
+        """Return whether so much is left at time `now` (seconds)."""
+        self.left = min(self.left + max(now - self.since, 0.0) * self.RATE, self.RATE)
+        self.since = now
+        return self.left >= number
 
 
 @final

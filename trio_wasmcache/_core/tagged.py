@@ -21,7 +21,8 @@ import json
 import operator
 import struct
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableSequence, MutableSet
+from itertools import islice
 from typing import Any, Final, TypeAlias, final
 
 from attrs import evolve
@@ -117,8 +118,9 @@ def decoded(made: Json, depth: int = 0) -> Any:
 class Copier:
     """Copies values in depth, for a function of the application that may change what it gets.
 
-    Only Python's own collections and buffers are copied, and arrays of numpy: objects of other
-    classes might do anything. It copies no more of a value than `encode` would take.
+    Collections and buffers are copied, and arrays of numpy. Those of other classes than Python's
+    own become plain ones: a mapping a dict, a sequence a list. Other objects stay as they are. It
+    copies no more of a value than `encode` would take.
 
     Args:
         room: number of characters of all texts.
@@ -134,27 +136,48 @@ class Copier:
             TooLargeError: there is no room, or collections are nested too deep.
         """
         kind = type(value)
-        if kind is bytearray or kind is array.array:
-            self._take(len(value) * getattr(value, "itemsize", 1))
-            return value[:]
+        if isinstance(value, bytearray):
+            self._take(bytearray.__len__(value))
+            return bytearray.__getitem__(value, slice(None))
+        if isinstance(value, array.array):
+            self._take(array.array.__len__(value) * value.itemsize)
+            return array.array.__getitem__(value, slice(None))
         if _is_numpys(kind):
             self._take(value.nbytes)
             return value.copy()
         if kind is memoryview:
             return value.toreadonly()
-        if kind is set:
-            self._take(LEAST_SIZE * len(value))
-            return set(value)
-        if kind is dict:
-            made = value.copy()
-            return dict(zip(made, self._items(list(made.values()), depth), strict=True))
-        if kind is list:
-            return self._items(value[:], depth)
-        if isinstance(value, tuple) and (kind is tuple or hasattr(kind, "_fields")):
-            return tuple.__new__(kind, self._items(list(tuple.__iter__(value)), depth))
+        if isinstance(value, set):
+            self._take(LEAST_SIZE * set.__len__(value))
+            return set(set.__iter__(value))
+        if isinstance(value, dict):
+            # Not by methods of its own, which may be overridden.
+            items = self._items(list(dict.values(value)), depth)
+            return dict(zip(dict.__iter__(value), items, strict=True))
+        if isinstance(value, list):
+            return self._items(list(list.__iter__(value)), depth)
+        if isinstance(value, tuple):
+            made = self._items(list(tuple.__iter__(value)), depth)
+            return tuple.__new__(kind if hasattr(kind, "_fields") else tuple, made)
         if kind in _WRAPPERS:
             return evolve(value, value=self._items([value.value], depth)[0])
+        if isinstance(value, (Mapping, MutableSequence, MutableSet)):
+            return self._foreign(value, depth)
         return value
+
+    def _foreign(self, value: Any, depth: int) -> Any:
+        """Return a copy of a collection of another class, such as a deque, by its own methods."""
+        most = max(self._left // LEAST_SIZE, 0) + 1
+        try:
+            if isinstance(value, Mapping):
+                pairs = list(islice(value.items(), most))
+                items = self._items([item for _, item in pairs], depth)
+                return dict(zip([key for key, _ in pairs], items, strict=True))
+            return self._items(list(islice(value, most)), depth)
+        except TooLargeError:
+            raise
+        except Exception:
+            raise TooLargeError("a collection that can't be copied") from None
 
     def _items(self, items: list[Any], depth: int) -> list[Any]:
         self._take(LEAST_SIZE * len(items))

@@ -593,6 +593,21 @@ class Journal:
             if self.log.add_output(event, at, origin):
                 budget.take_dropped()
 
+    def wants_values(self, request: Request) -> bool:
+        """Return whether the group of a request may log a call with its values now.
+
+        If not, the call is counted as dropped, before its values are made text.
+        """
+        budget = self._values.setdefault(request.entry.group.name, ByteBudget())
+        if budget.has(trio.current_time(), VALUES_OVERHEAD):
+            return True
+        self._drop_values(budget)
+        return False
+
+    def _drop_values(self, budget: ByteBudget) -> None:
+        budget.dropped += 1
+        self.values_dropped += 1
+
     def replayable(self, request: Request, origin: Origin, size: int, **facts: Any) -> None:
         """Log a call of a request with its values, unless its group has logged too many of late.
 
@@ -614,8 +629,7 @@ class Journal:
         if budget.take(at, size + VALUES_OVERHEAD) and self.log.add_values(event, at, origin):
             budget.dropped = 0
         else:
-            budget.dropped += 1
-            self.values_dropped += 1
+            self._drop_values(budget)
 
     def _end_output(self, group: str) -> None:
         """Log what output of a group was dropped and is not in the log yet."""

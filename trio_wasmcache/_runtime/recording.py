@@ -84,6 +84,9 @@ class CallLog(Protocol):
     def output_origin(self, request: Request) -> Origin:
         """Return the origin of events of a request, in the task that calls the guest."""
 
+    def wants_values(self, request: Request) -> bool:
+        """Return whether a call of a request may be logged now; if not, count it as dropped."""
+
     def replayable(self, request: Request, origin: Origin, size: int, **facts: Any) -> None:
         """Log a call; `size` is the number of characters of its values."""
 
@@ -451,7 +454,7 @@ class RecordedCall(Call):
         result: object = None,
     ) -> None:
         request = self._request
-        if request is None:
+        if request is None or not self._recorder.log.wants_values(request):
             return
         row = getattr(error, "row", None)
         definition = self.bound.definition
@@ -575,8 +578,9 @@ class Texts:
         if inspect.iscoroutine(shown):
             shown.close()
             shown = WITHHELD
-        if shown is not given or not unchanged(given, before):
-            self.redacted = True
+        if shown is given and unchanged(given, before):
+            return value  # of its own class, of which the copy may not be
+        self.redacted = True
         return shown
 
     def add(self, name: str, value: object) -> None:
