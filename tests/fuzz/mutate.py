@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from trio_wasmcache._core.wasm.custom import find_custom_sections
 from trio_wasmcache._core.wasm.editor import name_bytes, section, uleb
 from trio_wasmcache._core.wasm.reader import HEADER, MalformedModuleError, read_module
 
+from ..components.echo import echo
 from ..hostile.zoo import ZOO
 from .generate import generate
 
@@ -26,7 +29,23 @@ KINDS = {
     "generated": 3,
     "generated, in a section": 3,
     "damaged DWARF": 3,
+    "component": 1,
+    "component, cut": 1,
+    "component, blind": 2,
+    "component, in a section": 4,
 }
+# The first bytes of a component, and the section of one that is a core module.
+COMPONENT, CORE_MODULE = b"\0asm\x0d\0\x01\0", 1
+# Types of a parameter and the result of generated components.
+SHAPES: tuple[tuple[Any, ...], ...] = (
+    ("string",),
+    ("s64", "f64"),
+    (("list", "u8"), "bool"),
+    (("record", (("x", "f64"), ("name", "string"))),),
+    (("option", ("list", "string")), "char"),
+    (("variant", (("none", None), ("some", ("tuple", "u32", "string")))),),
+    (("result", "u8", "string"), ("flags", ("a", "b"))),
+)
 
 
 @cache
@@ -40,6 +59,17 @@ def corpus() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
 
 
 @cache
+def components() -> tuple[bytes, ...]:
+    """Components to be damaged: built by real tools, and generated ones."""
+    paths = sorted(ROOT.glob("tests/udfs/components/*.wasm"))
+    generated = [
+        echo(shapes, interface=number % 2 == 0, modules=1 + number % 3 // 2)
+        for number, shapes in enumerate(SHAPES)
+    ]
+    return (*(path.read_bytes() for path in paths), *generated)
+
+
+@cache
 def debuggable() -> tuple[bytes, ...]:
     """Modules with DWARF sections, whose export traps at a zero."""
     paths = sorted(ROOT.glob("tests/udfs/toolchains/clang-dwarf*.wasm"))
@@ -49,19 +79,7 @@ def debuggable() -> tuple[bytes, ...]:
 def make(seed: int, number: int) -> tuple[str, bytes]:
     """How the input of that number was made, and its bytes: always the same."""
     random = Random(f"{seed}/{number}")
-    kind = random.choices(
-        (
-            "noise",
-            "sections of noise",
-            "cut",
-            "blind",
-            "in a section",
-            "generated",
-            "generated, in",
-            "damaged DWARF",
-        ),
-        (1, 1, 2, 4, 6, 3, 3, 3),
-    )[0]
+    kind = random.choices([*KINDS], [*KINDS.values()])[0]
     if kind == "noise":
         header = random.choice((b"", HEADER, b"(module "))
         return kind, header + random.randbytes(random.randrange(200))
@@ -73,6 +91,8 @@ def make(seed: int, number: int) -> tuple[str, bytes]:
     if kind.startswith("generated"):
         wasm = generate(random)
         return kind, _in_section(random, wasm) if kind.endswith("section") else wasm
+    if kind.startswith("component"):
+        return kind, _component(random, kind)
     if kind == "damaged DWARF":
         return kind, _in_debug_section(random, random.choice(debuggable()))
     small, large = corpus()
@@ -80,6 +100,56 @@ def make(seed: int, number: int) -> tuple[str, bytes]:
     if kind == "cut":
         return kind, wasm[: random.randrange(len(wasm))]
     return kind, _blind(random, wasm) if kind == "blind" else _in_section(random, wasm)
+
+
+def _component(random: Random, kind: str) -> bytes:
+    wasm = random.choice(components())
+    if kind.endswith("cut"):
+        return wasm[: random.randrange(len(wasm))]
+    if kind.endswith("blind"):
+        return COMPONENT + _blind(random, wasm[len(COMPONENT) :])
+    return _in_component(random, wasm) if kind.endswith("section") else wasm
+
+
+def _in_component(random: Random, wasm: bytes) -> bytes:
+    """One section damaged, doubled, emptied, moved or exchanged, and all sizes as they must be."""
+    parts = list(_sections(wasm))
+    chosen = random.randrange(len(parts))
+    id, payload = parts[chosen]
+    match random.randrange(8):
+        case 0:
+            del parts[chosen]
+        case 1:
+            parts.insert(random.randrange(len(parts) + 1), (id, payload))
+        case 2:
+            parts[chosen] = id, b""
+        case 3:  # from another component
+            found = [one for one in _sections(random.choice(components())) if one[0] == id]
+            parts[chosen] = random.choice(found or [(id, payload)])
+        case 4:  # another count
+            parts[chosen] = id, uleb(random.choice((0, 1, 2, 127, 2**32 - 1))) + payload[1:]
+        case 5 if id == CORE_MODULE:
+            parts[chosen] = id, _in_section(random, payload)
+        case 6:
+            parts.append(parts.pop(chosen))
+        case _:
+            parts[chosen] = id, _blind(random, payload) if payload else payload
+    return COMPONENT + b"".join(section(id, payload) for id, payload in parts)
+
+
+def _sections(wasm: bytes) -> Iterator[tuple[int, bytes]]:
+    """The id and the payload of each section of a component that is whole."""
+    at = len(COMPONENT)
+    while at < len(wasm):
+        id, at, size, shift = wasm[at], at + 1, 0, 0
+        while True:
+            byte, at = wasm[at], at + 1
+            size |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        yield id, wasm[at : at + size]
+        at += size
 
 
 def _blind(random: Random, wasm: bytes) -> bytes:

@@ -19,6 +19,7 @@ import wasmtime
 
 from trio_wasmcache import (
     CacheConfig,
+    Case,
     HostFunction,
     HostGlobal,
     HostMemory,
@@ -26,12 +27,14 @@ from trio_wasmcache import (
     InstanceCache,
     KiB,
     MiB,
+    Ok,
     SignatureError,
     Wasi,
     WasmCacheError,
     current_lease,
     open_cache,
 )
+from trio_wasmcache._core.wasm.formats import is_component
 from trio_wasmcache._core.wasm.isolation import ISOLATIONS
 from trio_wasmcache._core.wasm.reader import FuncType, MalformedModuleError, ModuleInfo, read_module
 from trio_wasmcache._engine.wasmtime.hosts import INSTANCES
@@ -148,6 +151,8 @@ async def one(cache: InstanceCache, wasm: bytes, random: Random) -> str:
 
     One in three is tried once more between parts of ours, which must not change the outcome.
     """
+    if is_component(wasm):
+        return await _component(cache, wasm, random)
     info = read(wasm)
     functions = [one for one in info.exports if one.kind == "func"] if info is not None else []
     EXPORTS.clear()
@@ -170,6 +175,50 @@ async def one(cache: InstanceCache, wasm: bytes, random: Random) -> str:
         near = ("call: FuelExhaustedError", "call: StackOverflowError", "call: LoadError")
         assert again == outcome or {again, outcome}.intersection(near), f"{outcome}, then {again}"
     return outcome
+
+
+async def _component(cache: InstanceCache, wasm: bytes, random: Random) -> str:
+    """The outcome of a component: all of its functions are registered, and some called."""
+    try:
+        functions = await cache.register_component(
+            wasm,
+            isolation=random.choice(ISOLATIONS),
+            wasi=random.choice(GRANTS),
+            missing=random.choice(("error", "trap")),
+        )
+    except (WasmCacheError, SignatureError) as error:
+        _check(error)
+        return f"register: {type(error).__name__}"
+    outcomes = []
+    try:
+        for function in random.sample(functions, min(3, len(functions))):
+            given = [_wit_value(random, type) for type in function.args]
+            try:
+                async with function.acquire() as lease:
+                    await lease.call(*given)
+                outcomes.append("result")
+            except (WasmCacheError, TypeError, ValueError, OverflowError) as error:
+                _check(error)
+                outcomes.append(f"call: {type(error).__name__}")
+    finally:
+        for function in functions:
+            cache.remove(function.name, function.args)
+    return outcomes[0]
+
+
+def _wit_value(random: Random, type: str) -> Any:
+    """A value that may fit a type of WIT."""
+    fitting: dict[str, tuple[Any, ...]] = {
+        **dict.fromkeys(("u8", "u16", "u32", "u64"), (0, 1, 255)),
+        **dict.fromkeys(("s8", "s16", "s32", "s64"), (0, -1, 127)),
+        **dict.fromkeys(("f32", "f64"), (0.5, float("nan"))),
+        "bool": (True, False),
+        "char": ("x", "🦀"),
+        "string": ("", "é🦀", "x" * 5_000),
+        "list<u8>": (b"", b"\0\xff", bytes(5_000)),
+    }
+    others = (None, 1, "a", [], ["b"], {"x": 1.0, "name": "n"}, Case("some", (1, "s")), Ok(7))
+    return random.choice(fitting.get(type, others))
 
 
 def _draws(info: ModuleInfo | None) -> bool:
