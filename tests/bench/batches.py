@@ -30,6 +30,7 @@ ADD = """(module
 TWO = ("i64", "i64")
 UDFS = Path(__file__).parents[1] / "udfs"
 # Of what is optional, rows are left out where it is not installed.
+HAS_NUMPY = importlib.util.find_spec("numpy") is not None
 HAS_ARROW = importlib.util.find_spec("pyarrow") is not None
 HAS_CQL = importlib.util.find_spec("cassandra") is not None
 
@@ -86,6 +87,13 @@ async def bench_rows(report: Report, rows: int, rounds: int) -> None:
                 began = time.perf_counter()
                 await lease.map(lists)
                 note("map of lists", began)
+                if HAS_NUMPY:
+                    # What reading such columns, and writing a result, takes at least.
+                    numpy = importlib.import_module("numpy")
+                    arrays = numpy.frombuffer(left, "i8"), numpy.frombuffer(right, "i8")
+                    began = time.perf_counter()
+                    arrays[0] + arrays[1]
+                    note("numpy", began)
                 began = time.perf_counter()
                 for x, y in zip(lists[0][:few], lists[1][:few], strict=True):
                     bare(store, x, y)

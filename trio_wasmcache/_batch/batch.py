@@ -41,8 +41,8 @@ from .failures import RowErrors
 from .row_loop import FAILED, in_row, map_rows, next_row
 from .small import SmallBatches
 
-# Values that are packed between two turns of the loop at most, and how long that may take
-# (seconds). More than `HEAVY_ROWS` values that take microseconds each are packed in a thread.
+# Values that are packed between two looks whether a turn of the loop is due, and how long that may
+# take (seconds). More than `HEAVY_ROWS` values that take microseconds each are packed in a thread.
 PIECE, PIECE_TIME, HEAVY_ROWS = 2048, 0.0003, 64
 
 
@@ -525,8 +525,7 @@ async def _pack(call: Call, one: Column | Packed, rows: int) -> None:
             one.pack(start, stop)
         took = time.perf_counter() - began
         if start:  # the first piece of each column is free
-            await call.runner.pass_turn(call.share)
-            call.check_open()
+            await call.yield_if_due()
         start = stop
         if took > PIECE_TIME:
             piece = max(1, piece // 2)

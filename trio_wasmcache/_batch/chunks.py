@@ -42,11 +42,15 @@ from .failures import RowErrors
 MAX_FUEL = 2**63 - 1
 # Units of fuel, more than any batch can burn.
 BATCH_FUEL = 2**200
-# Copying takes the GIL. If a thread copies between slices of some microseconds, the event loop may
-# wait for Python's switch interval, 5 ms, to get it. So a thread schedules a callback in the loop
-# this often (seconds). If the loop has not run it by the next time, the thread waits for the loop,
-# but not for long: the loop may be busy without the GIL, or have no core at the moment.
-LOOP_EVERY, REST = 0.001, 0.0003
+# Converting and copying take the GIL. If a thread does little else, the event loop may wait for
+# Python's switch interval, 5 ms, to get it. So a thread that gives it up for less than this part of
+# the time schedules a callback in the loop this often (seconds). If the loop has not run it by the
+# next time, the thread waits for the loop, but not for long: the loop may be busy without the GIL,
+# or have no core at the moment. Each callback wakes the loop up, and takes 0.15 to 0.2 ms.
+GIVEN_UP, LOOP_EVERY, REST = 1 / 6, 0.001, 0.0003
+# In a thread, slices of a batch are so many times as long: the loop does not wait for them, and a
+# chunk of cheap rows ends with its first slice, as each further one costs as much as a thousand.
+LONG = 4
 # Rows, at least, of the first chunk of a new instance in the middle of a batch. A new scratch costs
 # half a microsecond for 4 KiB, and a further chunk as much as 100 KiB. So it has twice as many rows
 # as there were before the one that failed, and each further one twice as many again.
@@ -123,7 +127,12 @@ class Chunks:
         self.refusal: ResultTooLargeError | None = None
         """Error that was raised while nothing ran in the guest, so that the instance is intact."""
         self._asked: threading.Lock | None = None  # held until the loop has run the callback
-        self._since = 0.0  # time of the last callback: asked for, run or waited for
+        # Time of the last callback, asked for, run or waited for, or of the way to the thread.
+        self._since = 0.0
+        self._given_up = 0.0  # seconds since then that the thread did not have the GIL
+        self._yield_fuel = call.native.yield_fuel  # of slices on the loop
+        # A guest that calls the host goes on in the loop afterwards, in the middle of a chunk.
+        self._long = 1 if call.bound.definition.module.hosts else LONG
         self._token = trio.lowlevel.current_trio_token()
 
     # -- for subclasses
@@ -190,7 +199,11 @@ class Chunks:
         return BATCH_FUEL - self._burnt - running
 
     def poll(self) -> bool:
+        in_thread = self.job is not None and self.job.in_thread
         if not self._chunk_fuel:
+            self._set_slices(self._long if in_thread else 1)
+            if not in_thread:
+                self._since = 0.0
             if not self._chunk:
                 if self._failing is not None and self._pass_misfits(self._failing.misfits):
                     return True
@@ -201,13 +214,17 @@ class Chunks:
             rows = self._chunk - self._first + 1 if self._first else self._chunk
             self._chunk_fuel = min(rows * self._row_fuel, MAX_FUEL)
             self._seen = self._before = self.done + self._first, self._chunk_fuel
+            began = time.perf_counter() if in_thread else 0.0
             try:
                 done: int | UnderWay = self.driver.begin(self._chunk, self._chunk_fuel)
             except NoMemoryError:
                 self._chunk_fuel = 0  # it has not begun, and can begin again
                 raise
         else:
+            began = time.perf_counter() if in_thread else 0.0
             done = self.driver.finish() if self.native.poll() else UNDER_WAY
+        if in_thread:
+            self._given_up += time.perf_counter() - began
         if done is UNDER_WAY:
             self._watch()
             return False
@@ -221,9 +238,15 @@ class Chunks:
             self._burnt += self.take_spent()
         if over:
             self._end_chunk()
-        if self.job is not None and self.job.in_thread:
+        if in_thread:
             self._make_way()
         return self.paused or self.done == self.rows
+
+    def _set_slices(self, times: int) -> None:
+        """Have the next chunks run in slices so many times as long as those of a call."""
+        fuel = min(times * self._yield_fuel, MAX_FUEL)
+        if self.native.yield_fuel != fuel:
+            self.native.set_yield_fuel(fuel)
 
     def _end_chunk(self) -> None:
         """End the chunk, of which all rows are done."""
@@ -271,11 +294,17 @@ class Chunks:
     def _make_way(self) -> None:
         """In a thread, let the event loop have the GIL every `LOOP_EVERY` seconds."""
         now, asked = time.perf_counter(), self._asked
-        if now - self._since < LOOP_EVERY:
+        passed = now - self._since if self._since else 0.0
+        if not passed:
+            self._since, self._given_up = now, 0.0
+        if passed < LOOP_EVERY:
             if asked is not None and asked.acquire(blocking=False):
-                self._asked, self._since = None, now
+                self._asked, self._since, self._given_up = None, now, 0.0
             return
         if asked is None:
+            if GIVEN_UP * passed <= self._given_up:
+                self._since, self._given_up = now, 0.0
+                return
             asked = threading.Lock()
             asked.acquire()
             with contextlib.suppress(trio.RunFinishedError):
@@ -284,7 +313,7 @@ class Chunks:
         else:
             asked.acquire(timeout=REST)
             self._asked = None
-        self._since = time.perf_counter()
+        self._since, self._given_up = time.perf_counter(), 0.0
 
     # -- for the batch
 
@@ -457,6 +486,8 @@ class Chunks:
             # Break the cycles, so that large results are freed at once.
             self.job = call.find_row = None
             call.end_job(job)
+        if not call.ended:
+            self._set_slices(1)
 
     def _earlier(self, error: BaseException) -> GuestError | None:
         """Return the error of a row before the one that failed, or None."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import itertools
+import mmap
 import struct
 import sys
 from collections.abc import Sequence
@@ -17,9 +18,12 @@ from typing import final
 from .._abi.base import Value
 from .._abi.plain import truths
 from .._core.buffers import items
+from .._core.config import KiB
 from .._core.text import shown
 from .._core.wasm.driver import Cell
 
+# Bytes from which on a column that is packed gets memory of its own.
+MAPPED = 128 * KiB
 # Format letters of `struct` and `memoryview`, by kind of number, whatever its size.
 _KINDS = ("?", "bhilqn", "BHILQN", "fd")
 _NUMBERS = frozenset("".join(_KINDS))
@@ -198,6 +202,23 @@ def pack(cell: Cell, values: Sequence[object]) -> bytes:
     return struct.pack(f"<{len(values)}{cell.code}", *values)
 
 
+def memory_for(size: int) -> memoryview:
+    """Return writable memory of so many bytes, which the system maps as it is filled.
+
+    A `bytearray` that grows is copied again and again, and one that does not is filled with zeros
+    at once, for as long as the loop stands still.
+
+    Raises:
+        MemoryError: the system has no memory for them.
+    """
+    if size < MAPPED:
+        return memoryview(bytearray(size))
+    try:
+        return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    except (OSError, OverflowError):
+        raise MemoryError(f"there is no memory for {size} bytes of a column") from None
+
+
 @final
 class Scalar(Column):
     """A column of one value for all rows."""
@@ -240,19 +261,23 @@ class ListColumn(Column):
                 raise ValueError(f"a column of {count} items had another number of them")
         self._values = values
         self.rows: int = len(values)
-        self._packed = bytearray()
         self._valid = bytearray()  # a byte for each row, once there is a null
 
     def use(self, cell: Cell) -> None:
         self._cell = cell
+        self._packed = memory_for(self.rows * cell.size)
 
     def pack(self, start: int, stop: int) -> None:
-        part = self.values(start, stop)
+        part, cell = self.values(start, stop), self._cell
         try:
-            self._packed += pack(self._cell, part)
+            values = truths(part) if cell.truth else part
+            struct.pack_into(
+                f"<{stop - start}{cell.code}", self._packed, start * cell.size, *values
+            )
         except Exception:
             for row, value in enumerate(part, start):
-                self._packed += self._pack_one(row, value)
+                at = row * cell.size
+                self._packed[at : at + cell.size] = self._pack_one(row, value)
 
     def _pack_one(self, row: int, value: object) -> bytes:
         if value is None:
@@ -270,7 +295,7 @@ class ListColumn(Column):
             return bytes(self._cell.size)
 
     def raw(self, start: int, stop: int) -> memoryview:
-        return memoryview(self._packed)[start * self._cell.size : stop * self._cell.size]
+        return self._packed[start * self._cell.size : stop * self._cell.size]
 
     def validity(self, start: int, stop: int) -> int | None:
         # As binary digits, the highest first: `int` is fast for bases that are powers of two.
