@@ -28,7 +28,6 @@ from trio_wasmcache._core.wasm.admission import rest_size
 from trio_wasmcache._core.wasm.driver import Shape
 from trio_wasmcache._core.wasm.graph import (
     USER,
-    Entry,
     FromHost,
     FromPart,
     Graph,
@@ -65,11 +64,10 @@ def user(text: str, wiring: Wiring | None = None) -> Part:
 async def compiled(
     engine: WasmtimeEngine,
     *parts: Part,
-    entries: Sequence[Entry] = (),
     reset: bool = False,
     memory_limit: int = 16 * MiB,
 ) -> Artifact:
-    graph = limit_graph(Graph(parts, tuple(entries)), "f", memory_limit, 1000, reset=reset)
+    graph = limit_graph(Graph(parts), "f", memory_limit, 1000, reset=reset)
     return await engine.compile(graph.user.wasm, lambda info: graph)
 
 
@@ -211,17 +209,17 @@ async def test_a_start_without_end_burns_the_fuel_of_one_start() -> None:
             instance.started()
 
 
-async def test_functions_are_put_in_tables_before_the_later_part_starts() -> None:
-    """So a part can call what is there only after it: what the user's module exports."""
+async def test_a_part_can_call_what_the_users_module_puts_in_its_table() -> None:
+    """Also while that starts."""
     text = """(import "c" "through" (func $through (param i32) (result i32)))
+      (import "c" "table" (table 4 funcref)) (elem (i32.const 3) $nine)
       (memory (export "memory") 1)
       (func $begin (i32.store (i32.const 0) (call $through (i32.const 3)))) (start $begin)
-      (func (export "nine") (result i32) (i32.const 9))
+      (func $nine (result i32) (i32.const 9))
       (func (export "run") (result i32)
         (i32.add (i32.load (i32.const 0)) (call $through (i32.const 3))))"""
-    entry = Entry(FromPart("counter", "table"), 3, FromPart(USER, "nine"))
-    parts = part("counter", COUNTER), user(text, {("c", "through"): FromPart("counter", "through")})
-    async with running(*parts, entries=[entry]) as instance:
+    wiring: Wiring = {("c", name): FromPart("counter", name) for name in ("through", "table")}
+    async with running(part("counter", COUNTER), user(text, wiring)) as instance:
         drive(instance)
         instance.started()
         assert call(instance, "run") == 18
@@ -229,16 +227,16 @@ async def test_functions_are_put_in_tables_before_the_later_part_starts() -> Non
 
 async def test_only_frames_of_the_users_bytes_are_shown() -> None:
     """A trap in a generated part, or below one, has the offsets of the module that was given."""
-    text = """(import "g" "call" (func $call (param i32))) (table 1 funcref)
-      (func $bad (export "bad") (unreachable))
+    text = """(import "g" "call" (func $call (param i32))) (import "g" "t" (table 1 funcref))
+      (elem (i32.const 0) $bad) (func $bad (unreachable))
       (func (export "run") (param i32) (call $call (local.get 0)))"""
     gate = """(table (export "t") 1 funcref) (type $n (func))
       (func $call (export "call") (param i32)
         (if (i32.eqz (local.get 0)) (then (unreachable)))
         (call_indirect (type $n) (i32.const 0)))"""
-    entry = Entry(FromPart("gate", "t"), 0, FromPart(USER, "bad"))
-    parts = part("gate", gate), user(text, {("g", "call"): FromPart("gate", "call")})
-    async with running(*parts, entries=[entry]) as instance:
+    wiring: Wiring = {("g", name): FromPart("gate", name) for name in ("call", "t")}
+    parts = part("gate", gate), user(text, wiring)
+    async with running(*parts) as instance:
         drive(instance)
         instance.started()
         offsets = []
@@ -312,7 +310,6 @@ SHARED = """(import "c" "next" (func $next (result i32))) (import "c" "table" (t
 WIRED: Wiring = {("c", name): FromPart("counter", name) for name in ("next", "table")}
 BY_THEMSELVES = 1
 """Parts that import from no other one, which have a linker each."""
-NINE = Entry(FromPart("counter", "table"), 3, FromPart(USER, "nine"))
 
 
 class Refusing:
@@ -332,14 +329,14 @@ class Refusing:
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-@pytest.mark.parametrize(("name", "times"), [("linker_define_instance", 1), ("table_set", 1)])
+@pytest.mark.parametrize(("name", "times"), [("linker_define_instance", 1)])
 async def test_each_native_step_fails_in_turn(
     name: str, times: int, error: type | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever was made by then is freed, and the next instance works."""
     engine = WasmtimeEngine(STACK)
     parts = part("counter", COUNTER), user(SHARED, WIRED)
-    module = await engine.load(await compiled(engine, *parts, entries=[NINE]), ())
+    module = await engine.load(await compiled(engine, *parts), ())
     linkers: dict[str, int] = {}
     for counted in ("linker_clone", "linker_delete"):
         function = getattr(native, counted)
@@ -605,7 +602,7 @@ async def test_instances_that_start_at_the_same_time() -> None:
     """Each one's parts are linked with its own, whichever linker they got."""
     engine = WasmtimeEngine(STACK)
     parts = part("counter", COUNTER), user(SHARED, WIRED)
-    module = await engine.load(await compiled(engine, *parts, entries=[NINE]), ())
+    module = await engine.load(await compiled(engine, *parts), ())
     for _ in range(2):
         instances = [module.instantiate(FUEL, SLICE) for _ in range(3)]
         over = [False] * 3

@@ -24,7 +24,6 @@ from trio_wasmcache._core.wasm.custom import name_module, without_custom_section
 from trio_wasmcache._core.wasm.editor import defer_start, encode_module
 from trio_wasmcache._core.wasm.graph import (
     USER,
-    Entry,
     FromHost,
     FromPart,
     Graph,
@@ -132,16 +131,11 @@ def test_what_wasm_links_is_linked(field: str, name: str) -> None:
 
 
 def test_other_mistakes_in_a_graph_are_refused() -> None:
-    """Names that are taken, no module of the user's, entries of what is no table."""
+    """Names that are taken, and no module of the user's."""
     one, user = part("one", EXPORTER), part(USER, '(func (export "f"))')
     for parts in ((one,), (user, user), (one, one, user)):
         with pytest.raises(ValueError, match="part"):
             Graph(parts)
-    function = FromPart(USER, "f")
-    Graph((one, user), (Entry(FromPart("one", "t"), 0, function),))
-    for table, value in ((FromPart("one", "m"), function), (FromPart("one", "t"),) * 2):
-        with pytest.raises(ValueError, match="puts no function in a table"):
-            Graph((one, user), (Entry(table, 0, value),))
 
 
 def test_what_is_linked_counts_where_it_is_defined() -> None:

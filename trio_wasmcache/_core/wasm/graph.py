@@ -96,26 +96,14 @@ class Part:
 
 
 @frozen
-class Entry:
-    """A function that is put in a table, once both are there."""
-
-    table: FromPart
-    at: int
-    """Index in the table."""
-    function: FromPart
-
-
-@frozen
 class Graph:
-    """Parts in the order in which they are instantiated, and what is put in their tables.
+    """Parts in the order in which they are instantiated.
 
     Raises:
         ValueError: The parts can't be linked so.
     """
 
     parts: tuple[Part, ...]
-    entries: tuple[Entry, ...] = ()
-    """Entries of tables. Each is made before the start function of the later part that it names."""
 
     def __attrs_post_init__(self) -> None:
         if [part.name for part in self.parts].count(USER) != 1:
@@ -139,10 +127,6 @@ class Graph:
                 if kind != item.kind or not fits(offered, item.type):
                     raise ValueError(f"{wanted} as {item.type}, and is given {offered}")
             known[part.name] = part
-        for entry in self.entries:
-            table, function = _extern(known, entry.table), _extern(known, entry.function)
-            if table[0] != "table" or function[0] != "func":
-                raise ValueError(f"{entry} puts no function in a table")
 
     @property
     def user(self) -> Part:
@@ -151,8 +135,8 @@ class Graph:
 
     @property
     def links(self) -> int:
-        """Number of imports and entries of tables that are linked anew for each instance."""
-        return len(self.entries) + sum(part.links for part in self.parts)
+        """Number of imports that are linked anew for each instance."""
+        return sum(part.links for part in self.parts)
 
     @property
     def modules(self) -> tuple[tuple[ModuleInfo, Edits], ...]:
@@ -174,7 +158,6 @@ class Layer:
     """{module and name of an import of the user's module: what it is linked with}."""
     after: tuple[Part, ...] = ()
     """Parts after it, which may import its exports."""
-    entries: tuple[Entry, ...] = ()
     hosts: tuple[Any, ...] = ()
     """Host functions of its own, which follow the others in the order of the layers."""
     memories: Mapping[int, str] = field(factory=dict)
@@ -217,8 +200,7 @@ def join_layers(
             *(part for layer in layers for part in layer.parts),
             user,
             *(part for layer in layers for part in layer.after),
-        ),
-        tuple(entry for layer in layers for entry in layer.entries),
+        )
     )
 
 

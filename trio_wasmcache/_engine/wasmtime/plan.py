@@ -60,9 +60,6 @@ class PartPlan:
     tables: tuple[tuple[int, int, int], ...]
     """(index of a table that it imports from another part, number of the part that defines it,
     number of the table among those of that part)."""
-    entries: tuple[tuple[tuple[int, str], int, tuple[int, str]], ...]
-    """(part and name of a table, index there, part and name of a function), put in once this part
-    is there."""
 
 
 @frozen
@@ -244,12 +241,6 @@ def make_plan(artifact: Artifact) -> Plan:
 
 def _plan_parts(graph: Graph) -> tuple[PartPlan, ...]:
     numbers = {part.name: number for number, part in enumerate(graph.parts)}
-    entries: dict[int, list[tuple[tuple[int, str], int, tuple[int, str]]]] = {}
-    for entry in graph.entries:
-        table, function = numbers[entry.table.part], numbers[entry.function.part]
-        entries.setdefault(max(table, function), []).append(
-            ((table, entry.table.export), entry.at, (function, entry.function.export))
-        )
     givers = {
         source.part
         for part in graph.parts
@@ -277,7 +268,6 @@ def _plan_parts(graph: Graph) -> tuple[PartPlan, ...]:
                 generated=part.offset is None,
                 weight=part.links + len(part.info.exports) + _data_size(part.info) // 1024,
                 tables=tuple((index, *found) for index, found in linked.items()),
-                entries=tuple(entries.get(number, ())),
             )
         )
     return tuple(plans)

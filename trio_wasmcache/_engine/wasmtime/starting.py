@@ -157,16 +157,6 @@ class Starting:
             handle = self._memories[plan.name] = store.export(memory, self.handles[number])
             if number == self._user:
                 store.memory = InstanceMemory(store.context, handle, store.plan.remedy)
-        for (table, table_name), at, (function, name) in plan.entries:
-            problem = native.table_set(
-                store.context,
-                store.export(table_name, self.handles[table]),
-                at,
-                native.FUNCTION_KIND.to_bytes(native.VALUE_OFFSET, "little")
-                + store.export(name, self.handles[function]),
-            )
-            if problem:
-                raise LoadError(f"wasmtime would not fill a table: {take_error(problem)}")
 
     def _run_start(self, store: Store) -> None:
         """Call the start function of the part that is there now."""
