@@ -39,6 +39,8 @@ class CoreGuest:
         self.tally = Tally(2**40, allowed=2**40)
         self.invoked: list[Invoke] = []
         self.pauses = self.converts = 0
+        self.most_written = 0
+        """Bytes of the largest write."""
 
     @property
     def memory(self) -> CoreGuest:
@@ -70,6 +72,7 @@ class CoreGuest:
     def write(self, at: int, data: Any) -> None:
         if at < 0 or at + memoryview(data).nbytes > self.size:
             raise IndexError(at)
+        self.most_written = max(self.most_written, memoryview(data).nbytes)
         self._memory.write(self.store, bytearray(data), at)
 
     def invoke(self, asked: Invoke) -> Any:

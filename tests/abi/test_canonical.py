@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import threading
 from typing import Any
 
@@ -26,6 +27,7 @@ from trio_wasmcache import (
     WitError,
 )
 from trio_wasmcache._abi.canonical import BLOCKS_AT_ONCE, CanonicalAbi, Lifted
+from trio_wasmcache._abi.canonical_lift import COPY_PIECE
 from trio_wasmcache._abi.gil import MANY
 from trio_wasmcache._core.tally import Tally
 
@@ -115,6 +117,22 @@ def test_what_takes_long_is_converted_in_a_thread() -> None:
     numbers = [*range(40_000)]
     assert call(binding, guest, numbers) == numbers
     assert guest.converts == 2
+
+
+@pytest.mark.parametrize("kind", ["string", ("list", "u8"), ("list", "u32"), ("tuple", LIST, "u8")])
+def test_large_content_is_copied_in_pieces(kind: Shape) -> None:
+    """Both ways, also of a single value; and a thread converts it."""
+    size = 3 * COPY_PIECE + 100
+    values: dict[Shape, Any] = {"string": "a" * size, ("list", "u8"): b"\xff" * size}
+    value = values.get(kind, array.array("I", [7]) * (size // 4))
+    if kind == ("tuple", LIST, "u8"):
+        value = ["a" * size, "", "b" * size], 3
+    guest, binding = echo(kind)
+    answer = call(binding, guest, value)
+    assert answer == (value.tolist() if isinstance(value, array.array) else value)
+    assert guest.pauses >= 8
+    assert guest.converts >= 1
+    assert guest.most_written == COPY_PIECE
 
 
 @pytest.mark.parametrize("way", WAYS)

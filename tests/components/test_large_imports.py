@@ -249,6 +249,42 @@ def test_arguments_are_copied_in_pieces_and_converted_in_a_thread() -> None:
     assert (hand.converted, hand.pauses) == (0, 0)
 
 
+class Counting(FakeMemory):
+    """Notes the largest read."""
+
+    most = 0
+
+    def read(self, at: int, n: int) -> bytes:
+        self.most = max(self.most, n)
+        return super().read(at, n)
+
+
+@pytest.mark.parametrize("kind", [STRING, List(U8), List(U32)], ids=str)
+def test_large_arguments_are_copied_in_pieces(kind: Type) -> None:
+    """Also a text, bytes, or a list of numbers that is a single value; in it is what it was."""
+    size = (3 if kind == List(U32) else 5) * PIECE + 100
+    data = bytes(number % 113 for number in range(251)) * (size // 251 + 1)
+    memory = Counting(2**24)
+    memory.write(64, data[:size])
+    seen: list[Any] = []
+    for kinds, flat in (((kind,), ()), ((Tuple((U8, kind)),), (7,))):
+        hand, host = Hand(memory), host_of(seen.append, *kinds)
+        count = size // 4 if kind == List(U32) else size
+        assert hand.serve(host, *flat, 64, count) == ()
+        assert (hand.converted, hand.pauses) == (1, size // PIECE + 1)
+        assert memory.most == PIECE
+    expected: Any = data[:size]
+    if kind == STRING:
+        expected = expected.decode()
+    elif kind == List(U32):
+        expected = list(memoryview(expected).cast("I"))
+    assert seen == [expected, (7, expected)]
+    end = memory.size - size
+    assert hand.serve(host, 7, end, count) == ()
+    with pytest.raises(AbiError, match="which are not inside its memory"):
+        hand.serve(host, 7, end + 4, count)
+
+
 @pytest.mark.parametrize(
     ("kind", "flat"),
     [

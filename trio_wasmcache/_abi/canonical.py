@@ -90,7 +90,7 @@ from .base import (
 from .batching import Bulk
 from .bytes_and_text import lift_text
 from .canonical_batch import Cells, Flats, Images, Octets, crosses_in_cells
-from .canonical_lift import Lifting, collect_all, lifter
+from .canonical_lift import COPY_PIECE, Lifting, collect_all, lifter
 from .canonical_lower import (
     FLAT,
     MISFITS,
@@ -827,6 +827,12 @@ class CanonicalBinding:
         table, count, end = TABLE_AT, 0, SCRATCH_SIZE
         for address, (_, data, _, _) in zip(addresses, blocks, strict=True):
             size = len(data)
+            if size > COPY_PIECE:
+                view = memoryview(data)
+                for start in range(0, size, COPY_PIECE):
+                    memory_of(guest).write(address + start, view[start : start + COPY_PIECE])
+                    yield PAUSE
+                continue
             if scratch is None or size > SMALL_BLOCK:
                 memory_of(guest).write(address, data)
                 count += scratch is None

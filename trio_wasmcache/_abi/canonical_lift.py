@@ -11,17 +11,19 @@ For each type there is one set of functions, compiled once:
 2. A value is counted before it is made, in bytes and fuel: lists when they begin, with all that
    their elements have at most, besides lists and texts in these.
 3. Lists may overlap, so that a small memory says a huge value. Its values are counted each time.
-4. What takes long raises `Detour`. Then `collect` copies all parts out of the memory in pieces, and
-   a thread makes the same values of the copies.
+4. What takes long raises `Detour`. Then `collect` copies all parts out of the memory, large ones in
+   pieces, and a thread makes the same values of the copies.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from typing import Any, Final, TypeAlias, final
 
 from attrs import define, field, frozen
@@ -57,6 +59,8 @@ _NATIVE: Final = sys.byteorder == "little"
 CHAR_SIZE: Final = 80
 """Size of a str of one character (bytes), at most."""
 CASE_SIZE: Final = sys.getsizeof(Case("", None))
+COPY_PIECE: Final = 1024 * 1024
+"""Bytes that are copied between two pauses: 0.1 to 1 ms."""
 COPY_SIZE: Final = 200
 """Bytes that the copy of a part takes, besides its content."""
 
@@ -83,8 +87,11 @@ class Lifting:
     cursor: int | None = None
     """Address of the next part, if all of them lie in `memory` in the order of lifting, each at a
     multiple of eight; None: they lie where the guest has them."""
-    pending: list[tuple[Collect, bytes, int, int]] = field(factory=list)
-    """What elements refer to is still to be copied: (how, elements, their number, size of one)."""
+    pending: list[tuple[Collect, int, int, int]] = field(factory=list)
+    """What elements refer to is still to be copied: (how, address of the elements, their number,
+    size of one)."""
+    large: list[tuple[int, int]] = field(factory=list)
+    """Address and size of parts that are still to be copied, in pieces."""
     collected: set[tuple[Collect, int, int]] = field(factory=set)
     fetch: Callable[[int, int], bytes] | None = None
     """Function that returns a copy of a part of the memory, given address and size, or raises
@@ -96,15 +103,27 @@ class Lifting:
         if self.left < 0:
             raise DETOUR
 
-    def place(self, what: str, at: int, size: int, align: int) -> tuple[Buffer, int]:
-        """Return the buffer with a part of the memory, and where in it the part begins."""
+    def place(
+        self, what: str, at: int, size: int, align: int, *, check: bool = False
+    ) -> tuple[Buffer, int]:
+        """Return the buffer with a part of the memory, and where in it the part begins.
+
+        Args:
+            what: the part, for messages.
+            at: its address.
+            size: its size (bytes).
+            align: what its address must be a multiple of.
+            check: whether it is only checked that the memory has it, so that nothing is copied.
+        """
         if self.copies is not None:
             return self.copies[at, size], 0
         if at % align:
             raise AbiError(f"{self.got} {what} at address {at}, which is not a multiple of {align}")
         if self.fetch is not None:
+            if size > COPY_PIECE and not check and self.left < math.inf:
+                raise DETOUR  # before it is copied at once
             try:
-                return self.fetch(at, size), 0
+                return self.fetch(*((at + size - 1, 1) if check else (at, size))), 0
             except IndexError:
                 raise AbiError(
                     f"{self.got} {what} of {size} bytes at address {at}, which are not inside its "
@@ -125,13 +144,43 @@ class Lifting:
         assert self.copies is not None
         found = self.copies.get((at, size))
         if found is None:
-            copies, self.copies = self.copies, None
-            buffer, at_in = self.place(what, at, size, align)
-            self.copies = copies
-            self.tally.check(self.tally.raw + size + COPY_SIZE)
-            self.tally.raw += size + COPY_SIZE
-            found = copies[at, size] = bytes(buffer[at_in : at_in + size])
+            buffer, at_in = self._reserve(what, at, size, align, check=False)
+            found = self.copies[at, size] = bytes(buffer[at_in : at_in + size])
         return found
+
+    def copy_content(self, what: str, at: int, size: int, align: int) -> None:
+        """Copy the content of a text or a list; `copy_large` does so if it is large."""
+        assert self.copies is not None
+        if size <= COPY_PIECE:
+            self.copy(what, at, size, align)
+        elif (at, size) not in self.copies:
+            self._reserve(what, at, size, align, check=True)
+            self.copies[at, size] = b""
+            self.large.append((at, size))
+
+    def _reserve(
+        self, what: str, at: int, size: int, align: int, *, check: bool
+    ) -> tuple[Buffer, int]:
+        """Count the copy of a part; return what `place` does."""
+        copies, self.copies = self.copies, None
+        found = self.place(what, at, size, align, check=check)
+        self.copies = copies
+        self.tally.check(self.tally.raw + size + COPY_SIZE)
+        self.tally.raw += size + COPY_SIZE
+        return found
+
+    def copy_large(self) -> Iterator[Convert]:
+        """Copy the large parts; yields `PAUSE` after each piece."""
+        assert self.copies is not None
+        while self.large:
+            at, size = self.large.pop()
+            made = BytesIO()  # whose content becomes bytes without one more copy
+            for start in range(at, at + size, COPY_PIECE):
+                stop = min(at + size, start + COPY_PIECE)
+                fetch = self.fetch
+                made.write(self.memory[start:stop] if fetch is None else fetch(start, stop - start))
+                yield PAUSE
+            self.copies[at, size] = made.getvalue()
 
     def text(self, at: int, size: int) -> str:
         """Return the text of a part of the memory."""
@@ -200,14 +249,18 @@ def lifter(one: Type) -> Lifter:
 
 def collect_all(job: Lifting) -> Iterator[Convert]:
     """Copy all that is pending; yields `PAUSE` between pieces, when others may run."""
+    yield from job.copy_large()
     while job.pending:
-        collect, data, count, size = job.pending.pop()
+        collect, begin, count, size = job.pending.pop()
+        assert job.copies is not None
+        data = job.copies[begin, count * size]
         for start in range(0, count, PIECE):
             stop = min(count, start + PIECE)
             job.tally.spend(ITEM_FUEL * (stop - start))
             for at in range(start * size, stop * size, size):
                 collect(data, at, job)
             yield PAUSE
+        yield from job.copy_large()
 
 
 def collect_flat(one: Type, values: Iterator[Any], job: Lifting) -> None:
@@ -277,7 +330,7 @@ def _string() -> Lifter:
 
     def collect(buffer: Buffer, at: int, job: Lifting) -> None:
         address, size = unpack(buffer, at)
-        job.copy("a string", address, size, 1)
+        job.copy_content("a string", address, size, 1)
 
     return Lifter(load=load, flat=flat, collect=collect, items=0)
 
@@ -308,10 +361,10 @@ def _list(one: List) -> Lifter:
 
     def collect(buffer: Buffer, at: int, job: Lifting) -> None:
         address, count = unpack(buffer, at)
-        data = job.copy(title, address, count * size, align)
+        job.copy_content(title, address, count * size, align)
         if deeper is not None and (key := (deeper, address, count)) not in job.collected:
             job.collected.add(key)
-            job.pending.append((deeper, data, count, size))
+            job.pending.append((deeper, address, count, size))
 
     return Lifter(load=load, flat=flat, collect=collect, items=0)
 
@@ -348,7 +401,7 @@ def _maker(element: Type) -> Make:
 
 
 def _bytes(buffer: Buffer, at: int, count: int, job: Lifting) -> bytes:
-    job.take(1)
+    job.take(1 + (count >> TEXT_SHIFT))
     if count > FREE:
         job.tally.spend(copy_fuel(count))
     job.tally.add_made(BYTES_SIZE + count, 1)
