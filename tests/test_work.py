@@ -27,7 +27,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, KiB, open_cache
+from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, KiB, Lease, open_cache
 from trio_wasmcache._cache.open import open_with
 from trio_wasmcache._core.config import PolicyName
 from trio_wasmcache._engine.wasmtime import native
@@ -40,6 +40,8 @@ VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 # (a hit after which the evictor is told), and bytes by none, but for 15 of an idle entry's 2,700.
 SLACK, LEAST = 0.02, {"python": 1, "bytes": 8}
 I64 = ("i64",)
+# Py_TPFLAGS_IMMUTABLETYPE
+IMMUTABLE = 1 << 8
 SAME = '(module (memory 1 2) (func (export "same") (param i64) (result i64) (local.get 0)))'
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 Work = dict[str, Any]
@@ -248,6 +250,18 @@ def check(works: dict[str, Work], what: str, like: str) -> None:
         limit = agreed.get(kind, {}).get(VERSION)
         if limit is not None:
             assert found[kind][VERSION] <= limit + max(LEAST[kind], SLACK * limit), kind
+
+
+def test_defaults_of_a_lease_are_of_types_that_can_not_change() -> None:
+    """The interpreter does not remember where a field is that hides something else in its class.
+
+    `type` in C has the flag: Python's own types can't change, classes written in Python can.
+    """
+    methods = {name for name, value in vars(Lease).items() if hasattr(value, "__get__")}
+    defaults = {name: type(value) for name, value in vars(Lease).items() if name not in methods}
+    changeable = [name for name, kind in defaults.items() if not kind.__flags__ & IMMUTABLE]
+    assert "_task" in defaults
+    assert not [name for name in changeable if not name.startswith("__")]
 
 
 async def test_reentrant_imports_are_linked_at_once() -> None:

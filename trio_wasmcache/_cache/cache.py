@@ -833,7 +833,8 @@ class InstanceCache:
         """
         groups = self._groups
         group = groups.find() if groups_around() else groups.main
-        return groups.lease(self._pool, group, name, args)
+        lease = groups.lease
+        return lease(self._pool, group, name, args)
 
     @trio.lowlevel.enable_ki_protection
     async def warm(self, name: str, args: Sequence[str] | None = None, count: int = 1) -> None:

@@ -125,8 +125,8 @@ class Lease(Generic[R_co]):
     The type parameter is the type of a call's result, as that of `Function` is: ``Lease[int]``.
     """
 
-    # Defaults in the class, so that making a lease assigns none of them.
-    _state = NEW
+    # Defaults in the class, so that making a lease assigns none of them. Not of the state: as its
+    # type is a class of Python's, which may change, the interpreter would look it up each time.
     _task: Task | None = None
     """Task that has the group's token for this lease."""
     _request: Request | None = None
@@ -168,6 +168,7 @@ class Lease(Generic[R_co]):
         self._name = name
         self._args = args
         self._warm = warm
+        self._state = NEW
         self._calls = self._burnt = 0
 
     # -- the block
@@ -240,7 +241,7 @@ class Lease(Generic[R_co]):
         if (
             capacity.limiter is None
             and task not in owners
-            and len(owners) < capacity.total
+            and len(owners) < capacity.most
             and not (self._warm or pool.journal.log_uses)
         ):
             now = pool.now

@@ -356,7 +356,11 @@ def _putter(cells: bytearray, types: Sequence[str], places: Sequence[Place]) -> 
             if type(values) is not tuple:
                 raise InexactError
             (value,) = values
-            if type(value) not in kind and not issubclass(type(value), base):
+            if (
+                type(value) is not base
+                and type(value) not in kind
+                and not issubclass(type(value), base)
+            ):
                 raise InexactError
             first[i] = value
 
@@ -368,9 +372,13 @@ def _putter(cells: bytearray, types: Sequence[str], places: Sequence[Place]) -> 
             if type(values) is not tuple:
                 raise InexactError
             one, two = values
-            if type(one) not in kind and not issubclass(type(one), base):
+            if type(one) is not base and type(one) not in kind and not issubclass(type(one), base):
                 raise InexactError
-            if type(two) not in kind_2 and not issubclass(type(two), base_2):
+            if (
+                type(two) is not base_2
+                and type(two) not in kind_2
+                and not issubclass(type(two), base_2)
+            ):
                 raise InexactError
             first[i], second[j] = one, two
 
