@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from _thread import start_new_thread  # C code: it needs no frame of Python's stack
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import final
 
@@ -58,10 +59,21 @@ class DeferredExits:
         """Run `leave` later.
 
         Entering the lease had a checkpoint at the same depth, so the stack suffices for this much.
-        If it does not quite, this does not wake the event loop, and the next event does.
+        If it does not quite, a thread wakes the event loop, as it has a stack of its own.
         """
         self.pending.append(leave)
-        with contextlib.suppress(RecursionError, trio.RunFinishedError):
+        try:
+            self._token.run_sync_soon(self.run)
+        except trio.RunFinishedError:
+            pass
+        except RecursionError:
+            try:  # noqa: SIM105  # that takes frames, too
+                start_new_thread(self._wake, ())
+            except (RecursionError, RuntimeError):
+                pass  # the next acquire runs it
+
+    def _wake(self) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self.run)
 
     def run(self) -> None:
