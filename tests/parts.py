@@ -10,8 +10,8 @@ from wasmtime import wat2wasm
 
 from trio_wasmcache._abi import ABIS
 from trio_wasmcache._abi.base import Abi, Binding, LayeredAbi
+from trio_wasmcache._abi.marks import SCYLLA_VERSION
 from trio_wasmcache._abi.plain import Plain
-from trio_wasmcache._abi.scylla import VERSION_GLOBAL
 from trio_wasmcache._core.wasm.graph import FromHost, FromPart, Layer, Part
 from trio_wasmcache._core.wasm.reader import FuncType, ModuleInfo, read_module
 
@@ -87,5 +87,5 @@ class Relayed(LayeredAbi):
     def bind(self, function: str, export: str, *rest: Any) -> Binding:
         abi = ABIS.get(self.abi) if isinstance(self.abi, str) else self.abi
         if abi is None:
-            abi = ABIS["scylla" if VERSION_GLOBAL in rest[2].globals else "plain"]
+            abi = ABIS["scylla" if SCYLLA_VERSION in rest[2].globals else "plain"]
         return abi.bind(function, export, *rest)

@@ -16,7 +16,7 @@ from ._abi import exports_of
 from ._abi.allocator import CABI, OTHERS, WBINDGEN
 from ._abi.assemblyscript import exports_runtime
 from ._abi.extism import ENV, ExtismAbi
-from ._abi.scylla import VERSION_GLOBAL
+from ._abi.marks import SCYLLA_VERSION
 from ._core.config import WASM_PAGE, CacheConfig, KiB, MiB
 from ._core.errors import InvalidModuleError, WasmCacheError
 from ._core.text import printable
@@ -66,7 +66,7 @@ from ._engine.wasmtime.text import to_wasm
 from ._pool.components import Offered, take_apart
 from ._pool.registration import check_core, check_text, read_file
 from ._runtime.assemblyscript import functions_for
-from ._runtime.wasi import NOTHING
+from ._runtime.session import NOTHING
 from ._runtime.wasi2 import find_function
 
 # Exports and imports that are listed, at most; the rest is counted.
@@ -394,7 +394,7 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
     kind = info.functions[export.index]
     name = _identifier(export.name)
     arguments = [_quoted(name), f"Path({_quoted(str(path))})"]
-    scylla = info.export(VERSION_GLOBAL)
+    scylla = info.export(SCYLLA_VERSION)
     if scylla is not None and scylla.kind == "global":
         yield "To begin with (the types are those of its CREATE FUNCTION in CQL):"
         arguments += ['args=("text",)', 'returns="text"']

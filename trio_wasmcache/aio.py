@@ -46,6 +46,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack, final, overload
 import trio
 
 from . import _outside, _portal
+from ._abi import names
 from ._abi.base import Value
 from ._abi.names import (
     AnyAbi,
@@ -59,10 +60,7 @@ from ._abi.names import (
     CqlStrName,
     FloatName,
     IntName,
-    KnownAbi,
-    ScriptAbi,
     StrName,
-    TextAbi,
 )
 from ._cache.lease import Function, R_co, SuspendedLease, current_lease
 from ._cache.open import open_cache as open_trio_cache
@@ -821,7 +819,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: IntName | CqlIntName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: Literal[False] = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[int]: ...
@@ -833,7 +831,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: FloatName | CqlFloatName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: Literal[False] = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[float]: ...
@@ -845,7 +843,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: BoolName | CqlBoolName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: Literal[False] = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[bool]: ...
@@ -857,7 +855,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: StrName,
-        abi: TextAbi | None = None,
+        abi: names.TextAbi | None = None,
         called_on_null: Literal[False] = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[str]: ...
@@ -869,7 +867,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: StrName,
-        abi: ScriptAbi,
+        abi: names.ScriptAbi,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[str | None]: ...
@@ -881,7 +879,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: BytesName,
-        abi: TextAbi | None = None,
+        abi: names.TextAbi | None = None,
         called_on_null: Literal[False] = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[bytes]: ...
@@ -893,7 +891,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: BytesName,
-        abi: ScriptAbi,
+        abi: names.ScriptAbi,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[bytes | None]: ...
@@ -905,7 +903,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: None = None,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[None]: ...
@@ -917,7 +915,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: CqlIntName | CqlLongName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[int | None]: ...
@@ -929,7 +927,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: CqlFloatName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[float | None]: ...
@@ -941,7 +939,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: CqlBoolName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[bool | None]: ...
@@ -953,7 +951,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: CqlStrName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[str | None]: ...
@@ -965,7 +963,7 @@ class AsyncioCache(OutsideCache, _Calls):
         wasm: Wasm,
         *,
         returns: CqlBytesName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> AsyncioFunction[bytes | None]: ...

@@ -8,11 +8,10 @@ import wasmtime
 from hypothesis import given, strategies as st
 from kits import tries
 
-from trio_wasmcache._core.config import WASM_PAGE
+from trio_wasmcache._core.config import SCRATCH_LIMIT, WASM_PAGE
 from trio_wasmcache._core.wasm.driver import (
     CELLS,
     ROWS_LIMIT,
-    SCRATCH_LIMIT,
     VALIDITY_AT,
     Shape,
     layout,

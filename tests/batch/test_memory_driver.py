@@ -9,8 +9,8 @@ import wasmtime
 from hypothesis import given, strategies as st
 from kits import tries
 
-from trio_wasmcache._core.config import WASM_PAGE
-from trio_wasmcache._core.wasm.driver import CELLS, SCRATCH_LIMIT
+from trio_wasmcache._core.config import SCRATCH_LIMIT, WASM_PAGE
+from trio_wasmcache._core.wasm.driver import CELLS
 from trio_wasmcache._core.wasm.memory_driver import memory_layout
 from trio_wasmcache._core.wasm.memory_layout import BYTES, STATE_SIZE, STATES_AT, MemoryShape
 from trio_wasmcache._core.wasm.reader import Limits, read_module

@@ -3,9 +3,10 @@
 They are counted by valgrind's callgrind, which no neighbour disturbs. Where counting is to end, the
 process under it asks for its parent's number, whereupon callgrind writes what it has counted, and
 where it is to begin, for its group's. PROFILE.md has figures.
-The steps of `first` are ``plain3 metered3 kept3 thread3 read3 register3`` for a module of 3 KB,
-and the same with 70. ``wait lock`` are a lease and a `trio.Lock` with a hundred waiters, ``queued
-token`` an acquire and a token of a `trio.CapacityLimiter` of a thousand that are asked for at once.
+The steps of `first` are ``plain3 metered3 kept3 thread3 read3 register3 tiered3`` for a module of
+3 KB, and the same with 70. ``wait lock`` are a lease and a `trio.Lock` with a hundred waiters,
+``queued token`` an acquire and a token of a `trio.CapacityLimiter` of a thousand that are asked for
+at once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import trio
 import wasmtime
@@ -45,6 +46,7 @@ WAYS = {
     "thread": "and compiled in a Trio thread",
     "read": "and its sections read",
     "register": "register and first call",
+    "tiered": "tiered: register and first call",
 }
 FIRST = {
     f"{way}{size}": (name, functions)
@@ -104,9 +106,12 @@ def run_counted(arguments: Sequence[str], python: str = sys.executable) -> str:
 async def repeat(what: str, counter: Callgrind) -> float:
     """Instructions of one repetition."""
     gc.disable()  # a collection more or less would be told as a difference
+    compiler: Literal["tiered", "optimizing"] = "tiered" if "tiered" in what else "optimizing"
     async with (
         peers.floor() as floor,
-        open_cache(CacheConfig(idle_timeout=1000), logger=SilentLogger()) as cache,
+        open_cache(
+            CacheConfig(idle_timeout=1000, compiler=compiler), logger=SilentLogger()
+        ) as cache,
     ):
         await cache.register("same", FIB, args=I64, returns="i64")
 

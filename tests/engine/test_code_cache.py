@@ -25,8 +25,9 @@ from trio_wasmcache._cache.open import open_cache
 from trio_wasmcache._core.config import KiB
 from trio_wasmcache._core.tiers import OPTIMIZING
 from trio_wasmcache._engine.wasmtime import native
-from trio_wasmcache._engine.wasmtime.code_cache import CodeCache, new_module
+from trio_wasmcache._engine.wasmtime.code_cache import CodeCache
 from trio_wasmcache._engine.wasmtime.config import new_config
+from trio_wasmcache._engine.wasmtime.new_module import new_module
 from trio_wasmcache._engine.wasmtime.private_files import (
     StrangeFileError,
     read_ours,

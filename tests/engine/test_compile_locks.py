@@ -23,7 +23,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wasmcache._core.tiers import OPTIMIZING
 from trio_wasmcache._engine.wasmtime import code_cache, compile_locks, native
-from trio_wasmcache._engine.wasmtime.code_cache import CodeCache, new_module
+from trio_wasmcache._engine.wasmtime.code_cache import CodeCache
+from trio_wasmcache._engine.wasmtime.new_module import new_module
 
 WASM = exported("(i64.const 1)", "(result i64)")
 PROCESSES = 3

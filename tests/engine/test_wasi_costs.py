@@ -165,7 +165,7 @@ GRANTED = (
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_what_is_granted_is_bounded_work_and_paid_for(name: str, wasi: Wasi) -> None:
     """Whatever the buffers are: no call copies more than it says, nor anything for nothing."""
-    function = functions_of(wasi)[WASI, name]
+    function = functions_of(session.Grants(wasi))[WASI, name]
     cost = function.cost
     items = (MEMORY if cost.most is None else cost.most) * ITEM_SIZES[cost.item]
     longest = (PIECE if cost.most is None else items) + cost.copied + FIXED

@@ -10,7 +10,7 @@ import pytest
 from documents import GUIDE, PAGES, ROOT, TEXTS
 from reference import CLASSES, FUNCTIONS
 
-from trio_wasmcache._core.events import EVENTS
+from trio_wasmcache._core.event_kinds import EVENTS
 from trio_wasmcache._public import described_fields
 
 LONGEST = 40

@@ -34,7 +34,8 @@ import trio_wasmcache
 from trio_wasmcache import CacheConfig, KiB, MiB, WasmCacheError
 from trio_wasmcache.__main__ import INTERRUPTED
 from trio_wasmcache._abi.plain import TYPES
-from trio_wasmcache._core.events import EVENTS, SCHEMA_VERSION, Opened, Reason, Stamped
+from trio_wasmcache._core.event_kinds import EVENTS
+from trio_wasmcache._core.events import SCHEMA_VERSION, Opened, Reason, Stamped
 from trio_wasmcache._log import BUFFER_EVENTS
 from trio_wasmcache.report.cli.commands import report
 from trio_wasmcache.report.findings.verdict import KINDS

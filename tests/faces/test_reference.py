@@ -22,7 +22,7 @@ from reference import CLASSES, FUNCTIONS, OPERATORS, PUBLIC
 
 import trio_wasmcache
 from trio_wasmcache import WitError, _public
-from trio_wasmcache._core.events import EVENTS
+from trio_wasmcache._core.event_kinds import EVENTS
 from trio_wasmcache._engine.base import Engine
 from trio_wasmcache._public import described_fields
 

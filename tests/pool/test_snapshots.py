@@ -18,8 +18,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_wasmcache import CacheConfig, InstanceCache
 from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache._cache.open import open_with
-from trio_wasmcache._core.events import LISTS
-from trio_wasmcache._core.policy import copying, policy
+from trio_wasmcache._core.policy import copying
+from trio_wasmcache._core.snapshot import LISTS
 from trio_wasmcache._log import ThreadedLogWriter
 
 CONFIG = CacheConfig(log_uses=True, offload_after=None)
@@ -122,7 +122,7 @@ async def test_beyond_a_number_of_functions_only_those_in_use_are_there(
     fake: FakeKit, log: ListLogger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And their number is said. One that replaces a generation that is held is in use."""
-    monkeypatch.setattr(policy, "MAX_FUNCTIONS", 5)
+    monkeypatch.setattr(copying, "MAX_FUNCTIONS", 5)
     async with fake.open(CONFIG, logger=log) as cache:
         for number in range(5):
             await add(cache, f"f{number}", fake.adding(1))

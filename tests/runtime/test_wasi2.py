@@ -10,8 +10,8 @@ import pytest
 from trio_wasmcache import Err, ExitError, FuelExhaustedError, Ok, TrapError, Wasi
 from trio_wasmcache._engine.base import HostCall
 from trio_wasmcache._runtime import session
-from trio_wasmcache._runtime.session import Grants
-from trio_wasmcache._runtime.wasi import NOTHING, PIECE
+from trio_wasmcache._runtime.session import NOTHING, Grants
+from trio_wasmcache._runtime.wasi import PIECE
 from trio_wasmcache._runtime.wasi2 import (
     CLOSED,
     FIRST_CLOCK,

@@ -7,30 +7,69 @@ values through memory, `extism` through the memory of a part of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar, final
+from typing import Final, TypeVar, final
 
 from attrs import frozen
 
 from .._core.errors import SignatureError
 from .._core.text import shown
 from .._core.wasm.reader import ModuleInfo
-from .assemblyscript import AssemblyScriptAbi, is_needed
 from .base import Abi, Binding, Exports
-from .buffer import BufferAbi
-from .extism import ExtismAbi
-from .plain import Plain
-from .scylla import VERSION_GLOBAL, ScyllaAbi
+from .marks import RTTI, SCYLLA_VERSION, SET_COUNT
 
 T = TypeVar("T")
+_NAMES: Final = ("plain", "scylla", "buffer", "assemblyscript", "extism")
 
-# {name: ABI}
-ABIS: dict[str, Abi] = {
-    "plain": Plain(),
-    "scylla": ScyllaAbi(),
-    "buffer": BufferAbi(),
-    "assemblyscript": AssemblyScriptAbi(),
-    "extism": ExtismAbi(),
-}
+
+@final
+class _Abis(Mapping[str, Abi]):
+    """{name: ABI}; an ABI is imported when it is first looked up, as few programs use several."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Abi] = {}
+
+    def __getitem__(self, name: str) -> Abi:
+        if name not in self._made:
+            self._made[name] = _make(name)
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in _NAMES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_NAMES)
+
+    def __len__(self) -> int:
+        return len(_NAMES)
+
+
+def _make(name: str) -> Abi:
+    match name:
+        case "plain":
+            from .plain import Plain
+
+            return Plain()
+        case "scylla":
+            from .scylla import ScyllaAbi
+
+            return ScyllaAbi()
+        case "buffer":
+            from .buffer import BufferAbi
+
+            return BufferAbi()
+        case "assemblyscript":
+            from .assemblyscript import AssemblyScriptAbi
+
+            return AssemblyScriptAbi()
+        case "extism":
+            from .extism import ExtismAbi
+
+            return ExtismAbi()
+        case _:
+            raise KeyError(name)
+
+
+ABIS: Final = _Abis()
 
 # What a binding has.
 FUNCTIONS = ("lower", "lift", "steps", "explain")
@@ -89,10 +128,15 @@ def recognise(info: ModuleInfo, types: Sequence[str]) -> Abi:
         info: the module.
         types: types of arguments and results; AssemblyScript's ABI is chosen if they need it.
     """
-    shown = info.export(VERSION_GLOBAL)
+    shown = info.export(SCYLLA_VERSION)
     if shown is not None and shown.kind == "global":
         return ABIS["scylla"]
-    return ABIS["assemblyscript" if is_needed(types, exports_of(info)) else "plain"]
+    if info.export(SET_COUNT) is not None or info.export(RTTI) is not None:
+        from .assemblyscript import is_needed
+
+        if is_needed(types, exports_of(info)):
+            return ABIS["assemblyscript"]
+    return ABIS["plain"]
 
 
 def exports_of(info: ModuleInfo) -> Exports:

@@ -18,7 +18,7 @@ from .._core.integers import signed
 from .._core.tally import Tally
 from .._core.wasm.memory_layout import BYTES, MemoryShape
 from .._core.wasm.object_code import imports
-from .._core.wasm.reader import FuncType, ModuleInfo
+from .._core.wasm.reader import FuncType
 from .._public import public
 from .base import Binding, Convert, Exports, Guest, Invoke, Steps, Value
 from .batching import Bulk, Heap, Objects
@@ -27,7 +27,6 @@ from .guest_memory import memory_of, read_result
 from .managed import (
     MANAGED,
     MAX_SIZE,
-    RTTI,
     VIEW,
     Chosen,
     ManagedType,
@@ -35,6 +34,7 @@ from .managed import (
     choose_class,
     find_contents,
 )
+from .marks import RTTI, SET_COUNT
 from .packing import Blob, Data, Single, Wire
 from .plain import (
     TYPES,
@@ -50,7 +50,6 @@ from .plain import (
 )
 
 NEW, PIN, UNPIN, COLLECT = "__new", "__pin", "__unpin", "__collect"
-SET_COUNT: Final = "__setArgumentsLength"
 # {export: its type} of the runtime, as `asc --exportRuntime` exports it.
 RUNTIME: Final = {
     NEW: FuncType(("i32", "i32"), ("i32",)),
@@ -76,9 +75,12 @@ def is_needed(types: Sequence[str], exports: Exports) -> bool:
     return any(name in MANAGED for name in types) and exports_runtime(exports)
 
 
-def check_memories(what: str, info: ModuleInfo) -> None:
-    """Raise `ExportError` if a module has a 64-bit memory: objects have 32-bit addresses."""
-    if any(memory.wide for memory in info.memories):
+def refuse_wide_memory(what: str, abi: object) -> None:
+    """Raise `ExportError` for a module with a 64-bit memory, if it has this ABI.
+
+    Objects have 32-bit addresses.
+    """
+    if isinstance(abi, AssemblyScriptAbi):
         raise ExportError(
             f'{what}: abi="assemblyscript" takes modules with a 32-bit memory, and this one has a '
             "64-bit memory: build it for 32-bit addresses, or give another abi"

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeAlias, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, final
 
 from attrs import frozen
 
 from .._core.tally import Tally
-from .._core.wasm.graph import Layer
 from .._core.wasm.reader import FuncType as FuncType, ModuleInfo
 from .._public import public
+
+if TYPE_CHECKING:
+    from .._core.wasm.graph import Layer
 
 Value: TypeAlias = Any
 """A Python value of the caller, or the wasm value that it is converted to or from.
@@ -309,6 +311,9 @@ class LayeredAbi(Abi):
     Only one that is given to `register` is asked, not one that is recognised. Functions share a
     module only if their ABIs are equal.
     """
+
+    takes_blocks: ClassVar[bool] = False
+    """Whether host functions may have `str` and `bytes` among their types."""
 
     @property
     @abstractmethod

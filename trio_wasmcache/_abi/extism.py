@@ -17,7 +17,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
-from typing import Any, Final, Literal, cast, final, get_args
+from typing import Any, ClassVar, Final, Literal, cast, final, get_args
 
 from attrs import Attribute, field, fields, frozen
 
@@ -180,6 +180,9 @@ class ExtismAbi(LayeredAbi):
     log_level: LogLevel = field(default="info")
     """The lowest level that is logged, which the plugin can ask for: ``"trace"``, ``"debug"``,
     ``"info"``, ``"warn"``, ``"error"`` or ``"off"``."""
+
+    takes_blocks: ClassVar[bool] = True
+    """Whether host functions may have `str` and `bytes` among their types."""
 
     def __reduce__(self) -> tuple[object, ...]:
         # Not by its fields: a view of a dict can't be pickled or copied.

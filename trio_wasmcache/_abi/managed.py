@@ -37,9 +37,9 @@ from .._core.wasm.memory_layout import (
 from .base import Guest, Memory
 from .elements import CODES, Elements
 from .guest_memory import memory_of
+from .marks import RTTI
 from .plain import TYPES
 
-RTTI: Final = "__rtti_base"
 MAX_SIZE: Final = 2**30 - 20
 """Size of an object, at most (bytes): the runtime refuses larger ones."""
 MAX_CLASSES: Final = 1 << 12

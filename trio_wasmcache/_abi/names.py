@@ -7,24 +7,46 @@ collections, are not here: for a checker their values are `Any`.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from .assemblyscript import AssemblyScriptAbi
 from .base import Abi
-from .buffer import BufferAbi
-from .extism import ExtismAbi
-from .scylla import ScyllaAbi
 
 AbiName: TypeAlias = Literal["plain", "scylla", "buffer", "assemblyscript", "extism"]
-KnownAbi: TypeAlias = AbiName | BufferAbi | ScyllaAbi | AssemblyScriptAbi | ExtismAbi
-"""An ABI of this library, whose types are those below."""
-TextAbi: TypeAlias = (
-    Literal["plain", "scylla", "buffer", "extism"] | BufferAbi | ScyllaAbi | ExtismAbi
-)
-"""One of them whose `str` and `bytes` are never None."""
-ScriptAbi: TypeAlias = Literal["assemblyscript"] | AssemblyScriptAbi
-"""One whose `str` and `bytes` may be None."""
 AnyAbi: TypeAlias = AbiName | Abi
+# `names.KnownAbi` in an annotation loads the ABIs once somebody evaluates it, not before.
+if TYPE_CHECKING:
+    from .assemblyscript import AssemblyScriptAbi
+    from .buffer import BufferAbi
+    from .extism import ExtismAbi
+    from .scylla import ScyllaAbi
+
+    KnownAbi: TypeAlias = AbiName | BufferAbi | ScyllaAbi | AssemblyScriptAbi | ExtismAbi
+    """An ABI of this library, whose types are those below."""
+    TextAbi: TypeAlias = (
+        Literal["plain", "scylla", "buffer", "extism"] | BufferAbi | ScyllaAbi | ExtismAbi
+    )
+    """One of them whose `str` and `bytes` are never None."""
+    ScriptAbi: TypeAlias = Literal["assemblyscript"] | AssemblyScriptAbi
+    """One whose `str` and `bytes` may be None."""
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in ("KnownAbi", "TextAbi", "ScriptAbi"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .assemblyscript import AssemblyScriptAbi
+        from .buffer import BufferAbi
+        from .extism import ExtismAbi
+        from .scylla import ScyllaAbi
+
+        texts = BufferAbi | ScyllaAbi | ExtismAbi
+        match name:
+            case "KnownAbi":
+                return AbiName | texts | AssemblyScriptAbi
+            case "TextAbi":
+                return Literal["plain", "scylla", "buffer", "extism"] | texts
+            case _:
+                return Literal["assemblyscript"] | AssemblyScriptAbi
+
 
 # Of the plain and the buffer ABI, whose values are never None.
 IntName: TypeAlias = Literal["i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"]

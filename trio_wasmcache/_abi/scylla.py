@@ -37,6 +37,7 @@ from .cql.scalars import scalars
 from .cql.types import parse_type
 from .gil import LONG, is_large
 from .guest_memory import check_allocated, grown_memory, memory_of, read_anywhere, read_result
+from .marks import SCYLLA_VERSION
 from .packing import Blob, Fixed, Single, Text, Wire
 from .plain import (
     PlainAbi,
@@ -49,7 +50,6 @@ from .plain import (
     shown,
 )
 
-VERSION_GLOBAL = "_scylla_abi"
 MALLOC, FREE = "_scylla_malloc", "_scylla_free"
 VERSION = "version of the Scylla ABI"
 # Alignment of arguments in version 1: enough for any type of C or Rust.
@@ -145,9 +145,9 @@ class ScyllaAbi:
         result = natives.get(returns[0]) or self._codec(function, returns[0])
         if not exports.memories:
             raise ExportError(f"{function}: the module exports no memory for values to cross")
-        if exports.globals.get(VERSION_GLOBAL) != "i32":
+        if exports.globals.get(SCYLLA_VERSION) != "i32":
             raise ExportError(
-                f"{function}: the module has to export a global {VERSION_GLOBAL!r} of type i32, "
+                f"{function}: the module has to export a global {SCYLLA_VERSION!r} of type i32, "
                 "which says where its version of the ABI is"
             )
         return ScyllaBinding(
@@ -296,8 +296,8 @@ class ScyllaBinding:
         """Return the version of the guest's ABI, read once for each instance."""
         version: int | None = guest.state.get(VERSION)
         if version is None:
-            at = int(guest.global_value(VERSION_GLOBAL)) & 0xFFFFFFFF
-            got = f"{self.what}: its {VERSION_GLOBAL} says that its version is"
+            at = int(guest.global_value(SCYLLA_VERSION)) & 0xFFFFFFFF
+            got = f"{self.what}: its {SCYLLA_VERSION} says that its version is"
             version = int.from_bytes(read_anywhere(got, memory_of(guest), at, 4), "little")
             if version not in (1, 2):
                 raise AbiError(f"{got} {version} (at address {at}); versions are 1 and 2")

@@ -19,9 +19,9 @@ from .._core.wasm.reader import FuncType
 from .assemblyscript import RUNTIME, AssemblyScriptAbi, is_needed
 from .base import Abi, Exports, Guest, Invoke, Steps, Value
 from .buffer import BufferAbi
-from .managed import RTTI
+from .marks import RTTI, SCYLLA_VERSION
 from .plain import TYPES, Plain, PlainAbi, PlainType, reworded, wrong_count
-from .scylla import NATIVE, VERSION_GLOBAL, ScyllaAbi
+from .scylla import NATIVE, ScyllaAbi
 
 Types = str | Sequence[str] | None
 """Type of a result as `register` takes it: one, several, or None."""
@@ -113,7 +113,7 @@ def _checks(
 
 def _exports() -> Exports:
     functions: Mapping[str, FuncType] = {"": FuncType((), ()), **RUNTIME}
-    return Exports(functions, {VERSION_GLOBAL: "i32", RTTI: "i32"}, ("memory",))
+    return Exports(functions, {SCYLLA_VERSION: "i32", RTTI: "i32"}, ("memory",))
 
 
 def _numbers(

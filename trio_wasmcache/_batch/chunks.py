@@ -24,6 +24,7 @@ from .._core.errors import FuelExhaustedError, GuestError, ResultTooLargeError
 from .._core.wasm.driver import FIRST_AT, RAW_AT, ROW_AT, VALIDITY_AT, WHICH_AT, Layout
 from .._core.wasm.graph import FromPart
 from .._engine.base import (
+    MAX_FUEL,
     UNDER_WAY,
     DriverCode,
     GuestDriver,
@@ -39,7 +40,6 @@ from .collectors import BytesSink, Sink
 from .columns import Column
 from .failures import RowErrors
 
-MAX_FUEL = 2**63 - 1
 # Units of fuel, more than any batch can burn.
 BATCH_FUEL = 2**200
 # Converting and copying take the GIL. If a thread does little else, the event loop may wait for

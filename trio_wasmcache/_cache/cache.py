@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, final, overloa
 import trio
 from attrs import evolve, frozen
 
+from .._abi import names
 from .._abi.base import Binding
 from .._abi.names import (
     AnyAbi,
@@ -23,28 +24,23 @@ from .._abi.names import (
     CqlStrName,
     FloatName,
     IntName,
-    KnownAbi,
-    ScriptAbi,
     StrName,
-    TextAbi,
 )
 from .._core.config import CacheConfig, GroupLimits, check_fields
 from .._core.errors import InvalidModuleError
 from .._core.keys import INFERRED, FunctionKey, Inferred, check_name
-from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.records import FunctionRecord, Need
 from .._core.text import shown
 from .._core.wasm.admission import least_size, worst_size
-from .._core.wasm.families import COMMAND
 from .._core.wasm.formats import foreign
 from .._core.wasm.isolation import RESET, REUSE, Isolation, cache_verdict, verdict
 from .._core.wasm.reader import ForeignFormatError, FuncType
+from .._core.wasm.types import COMMAND
 from .._ki import ki_safe_contextmanager
 from .._log import Origin
 from .._owner import refuse_copy
 from .._pool.pool import COMPILE_SHARE
 from .._pool.registration import AT_ONCE, Declaration, Missing, Source, declare, read_source
-from .._profile.profile import Profile
 from .._public import public
 from .._runtime.bound import Definition
 from .._runtime.module import CachedModule
@@ -62,6 +58,10 @@ from .options import (
 )
 from .parts import Parts
 from .watching import Facts, Watcher
+
+if TYPE_CHECKING:
+    from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
+    from .._profile.profile import Profile
 
 # Fields that `resize` can't change. `log_uses`, as a log that began without uses can't be replayed.
 FIXED = frozenset(
@@ -139,7 +139,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: IntName | CqlIntName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: Literal[False] = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[int]: ...
@@ -151,7 +151,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: FloatName | CqlFloatName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: Literal[False] = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[float]: ...
@@ -163,7 +163,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: BoolName | CqlBoolName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: Literal[False] = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[bool]: ...
@@ -175,7 +175,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: StrName,
-        abi: TextAbi | None = None,
+        abi: names.TextAbi | None = None,
         called_on_null: Literal[False] = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[str]: ...
@@ -187,7 +187,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: StrName,
-        abi: ScriptAbi,
+        abi: names.ScriptAbi,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[str | None]: ...
@@ -199,7 +199,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: BytesName,
-        abi: TextAbi | None = None,
+        abi: names.TextAbi | None = None,
         called_on_null: Literal[False] = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[bytes]: ...
@@ -211,7 +211,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: BytesName,
-        abi: ScriptAbi,
+        abi: names.ScriptAbi,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[bytes | None]: ...
@@ -223,7 +223,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: None = None,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[None]: ...
@@ -235,7 +235,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: CqlIntName | CqlLongName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[int | None]: ...
@@ -247,7 +247,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: CqlFloatName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[float | None]: ...
@@ -259,7 +259,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: CqlBoolName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[bool | None]: ...
@@ -271,7 +271,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: CqlStrName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[str | None]: ...
@@ -283,7 +283,7 @@ class InstanceCache:
         wasm: Wasm,
         *,
         returns: CqlBytesName,
-        abi: KnownAbi | None = None,
+        abi: names.KnownAbi | None = None,
         called_on_null: bool = False,
         **options: Unpack[RegisterOptions],
     ) -> Function[bytes | None]: ...

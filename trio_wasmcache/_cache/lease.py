@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import enum
 import functools
+import importlib
 import math
 import operator
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from sys import _getframe, exception
 from threading import get_ident
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Self, TypeVar, final
 
 import trio
 from attrs import field, frozen
@@ -36,10 +38,7 @@ from trio.lowlevel import (
 
 from .._abi.base import BY_STEPS, Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values, shown
-from .._batch.batch import go_on, map_columns
-from .._batch.chunks import MAX_FUEL
 from .._batch.failures import RowErrors, check_options
-from .._batch.small import SmallBatches
 from .._core.buffers import Buffer
 from .._core.errors import GuestError, MemoryLimitError, WitError
 from .._core.events import Reason
@@ -50,12 +49,11 @@ from .._core.policy.records import Request
 from .._core.policy.shares import BURST_FUEL, CALL_FUEL
 from .._core.stack_room import check_headroom
 from .._core.wasm.isolation import Isolation
-from .._engine.base import UNDER_WAY, GuestMemory, InexactError, NoMemoryError
+from .._engine.base import MAX_FUEL, UNDER_WAY, GuestMemory, InexactError, NoMemoryError
 from .._owner import refuse_copy
 from .._pool.acquisition import LOAD, Acquisition
 from .._pool.capacity import GroupState
 from .._pool.pool import Pool
-from .._pool.preparation import Preparing
 from .._pool.promotion import Upgrade
 from .._pool.replacing import Replacing
 from .._public import public
@@ -63,15 +61,21 @@ from .._runtime.activity import Activity
 from .._runtime.bound import BoundFunction, Definition, Failure
 from .._runtime.call import Call
 from .._runtime.runner import context_of_call
+from .._threads import run_in_thread
 from .lent import Begun, Lent
 from .watching import Facts, Use, Watcher
 
 if TYPE_CHECKING:  # for a default, which Python's own has from 3.13 on
     from typing_extensions import TypeVar as TypeVarWithDefault
 
+    from .._batch.small import SmallBatches
+    from .._pool.preparation import Preparing
+
     R_co = TypeVarWithDefault("R_co", covariant=True, default=Any)
 else:
     R_co = TypeVar("R_co", covariant=True)
+# The module that maps batches, which is imported before the first one.
+BATCH: Final = "trio_wasmcache._batch.batch"
 E = TypeVar("E", bound=BaseException)
 T = TypeVar("T")
 
@@ -654,6 +658,8 @@ class Lease(Generic[R_co]):
         """
         self._check_thread("map", waits=True)
         max_failed = check_options(on_error, max_errors)
+        if BATCH not in sys.modules:
+            await _import_batches()
         bound, share = self._bound, self._group.share
         if self._ready is None or bound is None:
             raise self._unusable()
@@ -664,8 +670,10 @@ class Lease(Generic[R_co]):
         if self._ready is None:
             raise self._unusable()
         self._row_errors = self._rows = None
-        small = bound.small if max_failed is None and rows is None else None
-        if isinstance(small, SmallBatches) and share.budget is None:
+        small: SmallBatches | None = None
+        if max_failed is None and rows is None:
+            small = bound.small
+        if small is not None and share.budget is None:
             looked = small.look_at(columns)
             if self._ready is None:
                 raise self._unusable()
@@ -716,6 +724,8 @@ class Lease(Generic[R_co]):
         begun: object,
     ) -> Value:
         """Go on with a small batch that has not ended well in its first slice."""
+        from .._batch.batch import go_on
+
         call = self._begin_call(bound)
         try:
             try:
@@ -730,6 +740,8 @@ class Lease(Generic[R_co]):
     async def _map_any(
         self, bound: BoundFunction, columns: object, rows: int | None, max_failed: int | None
     ) -> Value:
+        from .._batch.batch import map_columns
+
         errors: RowErrors | None = None
         if max_failed is not None:
             errors = self._row_errors = RowErrors(max_failed, bound.total_fuel)
@@ -766,7 +778,7 @@ class Lease(Generic[R_co]):
         """
         self._check_thread("lend")
         bound = self._bound
-        if bound is None or self._ready is None or not isinstance(bound.small, SmallBatches):
+        if bound is None or self._ready is None or bound.small is None:
             return None
         definition, function = bound.definition, bound.entry.function
         if not definition.keeps_state or definition.module.hosts or function.concurrency == 1:
@@ -799,7 +811,7 @@ class Lease(Generic[R_co]):
 
     async def _go_on_with_begun(self, begun: Begun) -> Value:
         bound = self._bound
-        if bound is None or not isinstance(bound.small, SmallBatches) or self._ready is None:
+        if bound is None or bound.small is None or self._ready is None:
             raise self._unusable()
         columns, rows, arrow = begun.columns, begun.rows, begun.arrow
         return await self._go_on(bound, bound.small, columns, rows, arrow, begun.fuel, begun.result)
@@ -866,7 +878,7 @@ class Lease(Generic[R_co]):
         """
         self._check_thread("invoke", waits=True)
         call = self._under_way
-        if isinstance(self._acquisition, Preparing):
+        if self._acquisition is not None and not isinstance(self._acquisition, Acquisition):
             call = self._acquisition.call
         if call is None or context_of_call.get(None) is not self:
             if self._state is ENDED:
@@ -1424,6 +1436,11 @@ def _whole(what: str, value: object) -> int:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{what} must be an int, got {shown(value)}") from None
+
+
+async def _import_batches() -> None:
+    """Import what maps batches, in a thread, as that takes some 15 ms."""
+    await run_in_thread(importlib.import_module, BATCH, limiter=trio.CapacityLimiter(1))
 
 
 def lend_lease(

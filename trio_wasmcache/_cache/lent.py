@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 from attrs import frozen
 
 from .._abi.base import Value
-from .._batch.chunks import MAX_FUEL
-from .._batch.small import SmallBatches
-from .._engine.base import NoMemoryError
+from .._engine.base import MAX_FUEL, NoMemoryError
 from .._runtime.bound import BoundFunction
+
+if TYPE_CHECKING:
+    from .._batch.small import SmallBatches
 
 # Seconds after which an instance that is not used is taken back, and how long it is lent at most.
 # Taking it back and lending it again costs 0.2 ms.

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from attrs import Factory, frozen
 
 from .._core.events import Reason
-from .._core.metrics.snapshot import (
-    CacheSnapshot,
-    CompilesSnapshot,
-    GroupSnapshot,
-    ModuleSnapshot,
-    NativeSnapshot,
-    ResidentSnapshot,
-)
-from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 from .._core.policy.cpu_budget import CpuBudget
 from .._core.policy.records import Entry, Instance, Stage
 from .._engine.base import GuestInstance
@@ -25,6 +16,15 @@ from .._pool.pool import Pool
 from .._pool.promotion import Promoter
 from .._runtime.bound import BoundFunction, Definition
 from .._runtime.module import CachedModule
+
+if TYPE_CHECKING:
+    from .._core.metrics.snapshot import (
+        CacheSnapshot,
+        GroupSnapshot,
+        ModuleSnapshot,
+        ResidentSnapshot,
+    )
+    from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 
 
 @frozen(kw_only=True)
@@ -59,6 +59,8 @@ class Statistics:
 
     def count(self) -> CacheStats:
         """Return counters since the last restart, and gauges."""
+        from .._core.metrics.stats import CacheStats
+
         pool = self._pool
         policy = pool.policy
         instances, ledger = policy.instances, policy.instances.ledger
@@ -167,6 +169,8 @@ class Statistics:
 
     def describe_entries(self) -> tuple[EntryInfo, ...]:
         """Return every function in every group that has instances or waiters."""
+        from .._core.metrics.stats import EntryInfo
+
         infos = []
         for entry in self._pool.policy.instances.entries:
             key = entry.function.key
@@ -189,6 +193,8 @@ class Statistics:
 
     def look_inside(self) -> CacheSnapshot:
         """Return the inside of the cache at this moment."""
+        from .._core.metrics.snapshot import CacheSnapshot, CompilesSnapshot, NativeSnapshot
+
         pool, instances = self._pool, self._pool.policy.instances
         pool.runner.settle()
         idle = list(instances.lru)
@@ -220,6 +226,8 @@ class Statistics:
         )
 
     def _describe_group(self, group: GroupState) -> GroupSnapshot:
+        from .._core.metrics.snapshot import GroupSnapshot
+
         policy, record = self._pool.policy, group.record
         tokens, capacity = group.capacity.count()
         return GroupSnapshot(
@@ -237,6 +245,8 @@ class Statistics:
 
     def _describe_modules(self, instances: Iterable[Instance]) -> tuple[ModuleSnapshot, ...]:
         """Describe the modules of registered functions, of waiting tasks and of `instances`."""
+        from .._core.metrics.snapshot import ModuleSnapshot
+
         functions: dict[CachedModule, list[str]] = {}  # {module: registered functions}
         for key, function in self._pool.registry.functions.items():
             functions.setdefault(Definition.of(function).module, []).append(str(key))
@@ -291,6 +301,8 @@ def _natives(instances: Iterable[Instance]) -> list[GuestInstance]:
 
 
 def _describe_resident(instance: Instance, order: int | None) -> ResidentSnapshot:
+    from .._core.metrics.snapshot import ResidentSnapshot
+
     function = instance.entry.function
     return ResidentSnapshot(
         number=instance.number,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -28,6 +27,9 @@ MiB = 1024 * KiB
 
 # One page of WebAssembly memory, fixed by its specification.
 WASM_PAGE = 64 * KiB
+# Bytes of the scratch of a batch's driver, at most; 128 KiB fit a core's own cache beside the
+# guest's data.
+SCRATCH_LIMIT = 2 * WASM_PAGE
 # Below this a guest's half of the stack can't hold the frames of ordinary compiled code.
 MIN_STACK_SIZE = 64 * KiB
 # Cores of a group: a thousandth is a millisecond in each second.
@@ -160,6 +162,8 @@ def check_fields(function: str, given: Iterable[str]) -> None:
     known = [attribute.name for attribute in fields(CacheConfig)]
     for name in given:
         if name not in known:
+            import difflib
+
             similar = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {similar[0]}?" if similar else "see help(CacheConfig)"
             raise TypeError(f"{function}() knows no limit {shown(name)}: {hint}")

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from .frames import Frame
-from .wasm.coredump import DumpedInstance, encode_dump
+
+if TYPE_CHECKING:
+    from .wasm.coredump import DumpedInstance
 
 MAX_SIZE: Final = 64 * 2**20
 """Bytes of all dumps of a cache together, at most."""
@@ -37,7 +39,11 @@ class Dump:
     def encode(self, frames: tuple[Frame, ...]) -> bytes | None:
         """Return the core dump with the frames of its error; None: it is not kept any more."""
         instances = self._instances
-        return None if instances is None else encode_dump(self._name, instances, frames)
+        if instances is None:
+            return None
+        from .wasm.coredump import encode_dump
+
+        return encode_dump(self._name, instances, frames)
 
 
 def _nothing() -> None:

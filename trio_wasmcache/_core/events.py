@@ -1,7 +1,7 @@
 """The events of the cache: frozen values, turned into log lines elsewhere.
 
 Each event's name is ``wasmcache.<past participle>``. Fields are flat, with the unit in the name;
-only `SnapshotPart` has lists of objects, which are flat in turn.
+only `snapshot.SnapshotPart` has lists of objects, which are flat in turn.
 Names reserved by the standard `logging` module (``args``, ``module``, ``name``) are not used, so
 that every event can pass through it.
 
@@ -18,17 +18,6 @@ from operator import attrgetter
 from typing import ClassVar
 
 from attrs import field, fields, frozen
-
-from .snapshot import (
-    SnapshotFunction,
-    SnapshotGone,
-    SnapshotGroup,
-    SnapshotModule,
-    SnapshotOrder,
-    SnapshotRequest,
-    SnapshotResident,
-    SnapshotTokenWait,
-)
 
 SCHEMA_VERSION = 1
 
@@ -56,9 +45,13 @@ def _finite(seconds: float | None) -> float | None:
     return None if seconds == math.inf else seconds
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Event:
-    """One event. The log adds the cache, the time and the order (see `Stamped`)."""
+    """One event. The log adds the cache, the time and the order (see `Stamped`).
+
+    Events are equal if they are of one kind and all fields are. That is written once here, and not
+    generated for each kind, which would take half of the time of importing this file.
+    """
 
     name: ClassVar[str] = ""
     """Name of the event in the log."""
@@ -73,6 +66,22 @@ class Event:
         names, values_of = _reader(type(self))  # type: ignore[arg-type] # classes can be hashed
         return dict(zip(names, values_of(self), strict=True))
 
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, one.name) for one in fields(type(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values()))
+
+    def __repr__(self) -> str:
+        names = (one.name for one in fields(type(self)))
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"{type(self).__name__}({shown})"
+
 
 @functools.cache
 def _reader(kind: type[Event]) -> tuple[tuple[str, ...], Callable[[Event], tuple[object, ...]]]:
@@ -84,7 +93,7 @@ def _reader(kind: type[Event]) -> tuple[tuple[str, ...], Callable[[Event], tuple
     return names, attrgetter(*(f"{name}.value" if name == "reason" else name for name in names))
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class OfLimits(Event):
     """Base of the events about the limits of the cache."""
 
@@ -116,7 +125,7 @@ class OfLimits(Event):
     """Limit of the addresses that instances and code reserve (bytes); None: no limit."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class OfConfig(OfLimits):
     """Base of the events about all limits of the cache, those included that never change."""
 
@@ -138,21 +147,21 @@ class OfConfig(OfLimits):
     """Whether acquires and recycles are logged, too."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Opened(OfConfig):
     """The cache was opened with these limits."""
 
     name = "wasmcache.opened"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Resized(OfLimits):
     """The limits were changed to these."""
 
     name = "wasmcache.resized"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Closed(Event):
     """The cache was closed, after this many leases and evictions. The last event except `Lost`."""
 
@@ -172,7 +181,7 @@ class Closed(Event):
     """Number of instances and seats evicted, for any reason."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class OfGroup(Event):
     """Base of the events about the limits of a scheduling group."""
 
@@ -191,21 +200,21 @@ class OfGroup(Event):
     """Limit of the CPU time of its guests (cores); None: no limit."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class GroupOpened(OfGroup):
     """A scheduling group was opened."""
 
     name = "wasmcache.group_opened"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class GroupResized(OfGroup):
     """The limits of a scheduling group were changed to these; evictions may follow."""
 
     name = "wasmcache.group_resized"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Throttled(Event):
     """Calls of a group waited, as it had used the CPU time of its `cpu_limit`; once a second."""
 
@@ -222,7 +231,7 @@ class Throttled(Event):
     """Number of its calls that wait now."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class GroupClosed(Event):
     """A scheduling group closes; the evictions of its idle instances follow."""
 
@@ -233,7 +242,7 @@ class GroupClosed(Event):
     """Whether it closes because the cache does."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class OfFunction(Event):
     """Base of the events about a function."""
 
@@ -243,7 +252,7 @@ class OfFunction(Event):
     """Types of its arguments, separated by commas."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Registered(OfFunction):
     """A function can be acquired from now on."""
 
@@ -293,7 +302,7 @@ class Registered(OfFunction):
         return "info" if self.advice is None else "warning"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Prepared(OfFunction):
     """The calls of `prepare` were made; the `registered` event of the function follows."""
 
@@ -323,7 +332,7 @@ class Prepared(OfFunction):
     """Whether this was found in `cache_dir`, so that no call was made now."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Overgrown(OfFunction):
     """The instances of a function are not reset any more: they had grown in nearly every lease.
 
@@ -349,7 +358,7 @@ class Overgrown(OfFunction):
         return "warning"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Promoted(OfFunction):
     """The code of a function that the optimizing compiler made is ready, or can't be made.
 
@@ -393,7 +402,7 @@ class Promoted(OfFunction):
         return "info" if self.error is None else "warning"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Profiled(OfFunction):
     """A profile of a function begins, or ends: its new instances are made of another module.
 
@@ -433,7 +442,7 @@ class Profiled(OfFunction):
     """Units of fuel for which these samples stand; None if the profile begins."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Removed(OfFunction):
     """A function can no longer be acquired; the evictions of its idle instances follow."""
 
@@ -442,7 +451,7 @@ class Removed(OfFunction):
     """Number of the registration of the function that was removed."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Refused(OfFunction):
     """The system refused memory, addresses or mappings for a function.
 
@@ -468,7 +477,7 @@ class Refused(OfFunction):
         return "warning"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class OfEntry(OfFunction):
     """Base of the events about a function in a group."""
 
@@ -478,7 +487,7 @@ class OfEntry(OfFunction):
     """Number of the registration of the function."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Use(OfEntry):
     """Base of the events about one instance."""
 
@@ -486,7 +495,7 @@ class Use(OfEntry):
     """Number of the instance or seat in its cache."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Loaded(Use):
     """An instance was made."""
 
@@ -512,7 +521,7 @@ class Loaded(Use):
     """Size of its module's machine code (bytes)."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Failed(OfEntry):
     """An instance could not be made."""
 
@@ -535,7 +544,7 @@ class Failed(OfEntry):
         return "warning"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Evicted(Use):
     """An instance or a seat was evicted."""
 
@@ -595,7 +604,7 @@ class Evicted(Use):
         return "info" if self.advice is None else "warning"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Requested(OfEntry):
     """With `log_uses`: an acquire has its token and asks for an instance.
 
@@ -616,7 +625,7 @@ class Requested(OfEntry):
     never."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class OfTask(OfEntry):
     """Base of the events about an acquire or its lease, and its task."""
 
@@ -626,7 +635,7 @@ class OfTask(OfEntry):
     """Number of the task, as in `Requested`."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Blocked(OfTask):
     """With `log_uses`: an acquire has to wait."""
 
@@ -635,7 +644,7 @@ class Blocked(OfTask):
     """Resource that it waits for: ``"a token"``, ``"an instance"`` or ``"room"``."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Abandoned(OfTask):
     """With `log_uses`: an acquire ended without a lease: cancelled, refused, or the load failed."""
 
@@ -644,7 +653,7 @@ class Abandoned(OfTask):
     """Type of the error raised to the caller."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Acquired(Use):
     """With `log_uses`: a lease was granted."""
 
@@ -667,7 +676,7 @@ class Acquired(Use):
     """Code of loaded modules and stacks of running instances, now (bytes)."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Left(OfTask):
     """With `log_uses`: a block ended while another task has a call of its lease under way.
 
@@ -677,7 +686,7 @@ class Left(OfTask):
     name = "wasmcache.left"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Recycled(Use):
     """With `log_uses`: a lease ended."""
 
@@ -717,7 +726,7 @@ class Recycled(Use):
     """Code of loaded modules and stacks of running instances, now (bytes)."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class OfPreparation(OfEntry):
     """Base of the events about the instance in which a function is prepared.
 
@@ -728,7 +737,7 @@ class OfPreparation(OfEntry):
     """Number of the preparation among the acquires of its cache."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class PreparationRequested(OfPreparation):
     """With `log_uses`: `register` asks for an instance in which the calls of `prepare` are made.
 
@@ -758,7 +767,7 @@ class PreparationRequested(OfPreparation):
     """Number of memory mappings of the code, while it is loaded."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class PreparationAwaited(OfPreparation):
     """With `log_uses`: other tasks wait for a preparation than before."""
 
@@ -767,7 +776,7 @@ class PreparationAwaited(OfPreparation):
     """Numbers of the tasks that wait now, as in `PreparationRequested`."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class PreparationEnded(OfPreparation):
     """With `log_uses`: the instance of a preparation was closed, or there is none."""
 
@@ -786,7 +795,7 @@ class PreparationEnded(OfPreparation):
     """Units of fuel that its calls burnt."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Output(Event):
     """A guest wrote a line, where `Wasi` says ``"log"``; or lines were dropped."""
 
@@ -812,7 +821,7 @@ class Output(Event):
     """Bytes of these lines."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Replayable(OfEntry):
     """With `log_values`: a call, or a row of a batch, with all that is needed to run it again.
 
@@ -883,7 +892,7 @@ class Replayable(OfEntry):
     the log, or the log its buffer."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Lost(Event):
     """The log's buffer was full, so events are missing."""
 
@@ -896,114 +905,6 @@ class Lost(Event):
     @property
     def level(self) -> str:
         return "warning"
-
-
-@frozen(kw_only=True)
-class SnapshotPart(OfConfig):
-    """With `log_uses`: a part of what was in the cache after event `at_seq`.
-
-    A snapshot is complete with all `parts` parts of the same `at_seq`. They may come long after
-    that event, between later ones, and describe nothing of what happened since. Each part has the
-    limits and counts, and at most 50 items in all lists together.
-    """
-
-    name = "wasmcache.snapshot"
-    at_seq: int
-    """Number of the last event before the snapshot."""
-    taken_at_seconds: float
-    """Time of the snapshot (seconds on the cache's clock)."""
-    part: int
-    """Number of this part, from 1."""
-    parts: int
-    """Number of parts of this snapshot."""
-    hits: int
-    """Number of leases granted from an idle instance or seat."""
-    misses: int
-    """Number of leases for which an instance had to be loaded."""
-    blocks: int
-    """Number of acquires that had to wait."""
-    seat_hits: int
-    """Number of hits for which an instance was made on a seat."""
-    evictions: int
-    """Number of instances and seats evicted, for any reason."""
-    loads: int
-    """Number of instances made so far: that of the last one."""
-    rests: int
-    """Number of times that an instance became idle so far."""
-    drops: int
-    """Number of running instances dropped that were the last running ones of their modules."""
-    turns: int
-    """Number of acquires that were not served at once so far."""
-    idle_times: str | None = None
-    """With an adaptive timeout: the first idle times of all functions, as in `SnapshotFunction`.
-    None: with a fixed one."""
-    omitted_functions: int
-    """Number of registered functions that are left out, as there are too many and no instance of
-    them is in the cache."""
-    groups: tuple[SnapshotGroup, ...] = ()
-    """Open groups."""
-    modules: tuple[SnapshotModule, ...] = ()
-    """Modules of the functions."""
-    functions: tuple[SnapshotFunction, ...] = ()
-    """Registered functions, and old generations that are in use."""
-    residents: tuple[SnapshotResident, ...] = ()
-    """Instances and seats."""
-    requests: tuple[SnapshotRequest, ...] = ()
-    """Acquires that hold an instance or wait for one."""
-    token_waits: tuple[SnapshotTokenWait, ...] = ()
-    """Acquires that wait for a token."""
-    orders: tuple[SnapshotOrder, ...] = ()
-    """State of the eviction policy."""
-    gone: tuple[SnapshotGone, ...] = ()
-    """With an adaptive timeout: the last uses of evicted instances, in the order of evictions."""
-
-    def fields(self) -> dict[str, object]:
-        """Return {field: plain value}; each list has {field: plain value} of each item."""
-        found = super().fields()
-        for name in LISTS:
-            found[name] = [item.fields() for item in getattr(self, name)]
-        return found
-
-
-LISTS = (
-    *("groups", "modules", "functions", "residents", "requests", "token_waits", "orders"),
-    "gone",
-)
-"""Fields of `SnapshotPart` with lists of items."""
-
-EVENTS: tuple[type[Event], ...] = (
-    Opened,
-    Resized,
-    Closed,
-    GroupOpened,
-    GroupResized,
-    Throttled,
-    GroupClosed,
-    Prepared,
-    Registered,
-    Overgrown,
-    Promoted,
-    Profiled,
-    Removed,
-    Refused,
-    Loaded,
-    Failed,
-    Evicted,
-    Requested,
-    Blocked,
-    Acquired,
-    Left,
-    Recycled,
-    Abandoned,
-    PreparationRequested,
-    PreparationAwaited,
-    PreparationEnded,
-    Output,
-    Replayable,
-    Lost,
-    SnapshotPart,
-)
-"""All classes of events, one for each name."""
 
 
 @frozen

@@ -6,7 +6,6 @@ up first, because that is one dictionary access; types are normalised only when 
 
 from __future__ import annotations
 
-import difflib
 import enum
 import heapq
 import re
@@ -144,6 +143,8 @@ def near_misses(wanted: FunctionKey, known: Iterable[FunctionKey]) -> tuple[str,
             others,
             key=lambda name: (abs(len(name) - length) + (name[:1] != first), name),
         )
+    import difflib
+
     similar = set(difflib.get_close_matches(wanted.name, likely, n=3)) if likely else set()
     named = [str(key) for key in keys if key.name in similar]
     return tuple((overloads + named)[:4])

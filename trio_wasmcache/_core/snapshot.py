@@ -1,6 +1,6 @@
 """The items of a snapshot: what a cache has at one moment, as values for the log.
 
-`events.SnapshotPart` holds some of each kind. Together, all parts of a snapshot are enough to build
+`SnapshotPart` holds some of each kind. Together, all parts of a snapshot are enough to build
 the books of the cache anew; see `Policy.restore`. Times are seconds on the cache's clock.
 """
 
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from operator import attrgetter
 
 from attrs import fields, frozen
+
+from .events import OfConfig
 
 
 @frozen(kw_only=True)
@@ -292,3 +294,77 @@ class SnapshotGone(Item):
     """Number of the removed function; None: it was not removed."""
     idle_times: str | None = None
     """Idle times of a removed function, as in `SnapshotFunction`."""
+
+
+@frozen(kw_only=True, eq=False, repr=False)
+class SnapshotPart(OfConfig):
+    """With `log_uses`: a part of what was in the cache after event `at_seq`.
+
+    A snapshot is complete with all `parts` parts of the same `at_seq`. They may come long after
+    that event, between later ones, and describe nothing of what happened since. Each part has the
+    limits and counts, and at most 50 items in all lists together.
+    """
+
+    name = "wasmcache.snapshot"
+    at_seq: int
+    """Number of the last event before the snapshot."""
+    taken_at_seconds: float
+    """Time of the snapshot (seconds on the cache's clock)."""
+    part: int
+    """Number of this part, from 1."""
+    parts: int
+    """Number of parts of this snapshot."""
+    hits: int
+    """Number of leases granted from an idle instance or seat."""
+    misses: int
+    """Number of leases for which an instance had to be loaded."""
+    blocks: int
+    """Number of acquires that had to wait."""
+    seat_hits: int
+    """Number of hits for which an instance was made on a seat."""
+    evictions: int
+    """Number of instances and seats evicted, for any reason."""
+    loads: int
+    """Number of instances made so far: that of the last one."""
+    rests: int
+    """Number of times that an instance became idle so far."""
+    drops: int
+    """Number of running instances dropped that were the last running ones of their modules."""
+    turns: int
+    """Number of acquires that were not served at once so far."""
+    idle_times: str | None = None
+    """With an adaptive timeout: the first idle times of all functions, as in `SnapshotFunction`.
+    None: with a fixed one."""
+    omitted_functions: int
+    """Number of registered functions that are left out, as there are too many and no instance of
+    them is in the cache."""
+    groups: tuple[SnapshotGroup, ...] = ()
+    """Open groups."""
+    modules: tuple[SnapshotModule, ...] = ()
+    """Modules of the functions."""
+    functions: tuple[SnapshotFunction, ...] = ()
+    """Registered functions, and old generations that are in use."""
+    residents: tuple[SnapshotResident, ...] = ()
+    """Instances and seats."""
+    requests: tuple[SnapshotRequest, ...] = ()
+    """Acquires that hold an instance or wait for one."""
+    token_waits: tuple[SnapshotTokenWait, ...] = ()
+    """Acquires that wait for a token."""
+    orders: tuple[SnapshotOrder, ...] = ()
+    """State of the eviction policy."""
+    gone: tuple[SnapshotGone, ...] = ()
+    """With an adaptive timeout: the last uses of evicted instances, in the order of evictions."""
+
+    def fields(self) -> dict[str, object]:
+        """Return {field: plain value}; each list has {field: plain value} of each item."""
+        found = super().fields()
+        for name in LISTS:
+            found[name] = [item.fields() for item in getattr(self, name)]
+        return found
+
+
+LISTS = (
+    *("groups", "modules", "functions", "residents", "requests", "token_waits", "orders"),
+    "gone",
+)
+"""Fields of `SnapshotPart` with lists of items."""

@@ -14,29 +14,34 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from attrs import define, field, frozen
 
 from .._core.config import SystemLimits
 from .._core.errors import FuelExhaustedError, LoadError
-from .._core.frames import Frame
-from .._core.metrics.stats import ResidentBytes
 from .._core.tiers import OPTIMIZING, Tier
 from .._core.wasm.admission import Edits
-from .._core.wasm.coredump import DumpedInstance
-from .._core.wasm.custom import DebugSections
-from .._core.wasm.driver import Shape
-from .._core.wasm.graph import USER, FromPart, Graph
 from .._core.wasm.growth import UNMOVED, CodeOffsets
-from .._core.wasm.memory_layout import MemoryShape
-from .._core.wasm.preparation import FrozenState
 from .._core.wasm.reader import FuncType, ModuleInfo
-from .._core.wasm.trampoline import Arm, Returned
+from .._core.wasm.types import USER
 from .compile_slots import AnyTurn, CompileSlots, Turn
+
+if TYPE_CHECKING:
+    from .._core.frames import Frame
+    from .._core.metrics.stats import ResidentBytes
+    from .._core.wasm.arms import Arm, Returned
+    from .._core.wasm.coredump import DumpedInstance
+    from .._core.wasm.custom import DebugSections
+    from .._core.wasm.driver import Shape
+    from .._core.wasm.graph import FromPart, Graph
+    from .._core.wasm.memory_layout import MemoryShape
+    from .._core.wasm.preparation import FrozenState
 
 StartCall: TypeAlias = tuple[str, tuple[int, ...]]
 """An export that is called when an instance starts, and its values."""
+MAX_FUEL: Final = 2**63 - 1
+"""Units of fuel that a call can have, at most."""
 WasmValue: TypeAlias = int | float
 """A number as it crosses: of i32 and i64, signed; of f32 and f64."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, TypeAlias, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import trio
 from attrs import define
@@ -51,15 +51,16 @@ from .._core.events import (
     Throttled,
 )
 from .._core.output import ByteBudget, LineBudget
-from .._core.policy.copying import UnderWay
 from .._core.policy.cpu_budget import CpuBudget
 from .._core.policy.ledger import Ledger
 from .._core.policy.lifecycle import State
 from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, GroupRecord, Instance, Need, Request
-from .._core.snapshot import SnapshotGroup, SnapshotTokenWait
 from .._log import LogWriter, Origin
 from .._runtime.prepare import Prepared as Frozen
+
+if TYPE_CHECKING:
+    from .._core.snapshot import SnapshotGroup, SnapshotTokenWait
 
 Cause: TypeAlias = Callable[[], Origin | None]
 """Returns the origin of events, and is called only if there are any."""
@@ -540,6 +541,8 @@ class Journal:
             groups: open groups, and their limits now.
             at: the time (seconds, Trio's clock).
         """
+        from .._core.policy.copying import UnderWay
+
         under_way = [
             UnderWay(
                 request,
@@ -706,10 +709,14 @@ def _nothing() -> None:
 
 
 def _snapshot_group(name: str, closed: bool, limits: GroupLimits) -> SnapshotGroup:
+    from .._core.snapshot import SnapshotGroup
+
     return SnapshotGroup(**_group(name, limits), closed=closed)
 
 
 def _token_wait(task: int, wait: tuple[FunctionRecord, str, float]) -> SnapshotTokenWait:
+    from .._core.snapshot import SnapshotTokenWait
+
     function, group, since = wait
     return SnapshotTokenWait(**function.names, group=group, task=task, blocked_at_seconds=since)
 

@@ -29,12 +29,10 @@ from .._owner import Owner
 from .._runtime.bound import BoundFunction, Definition, Failure
 from .._runtime.call import Call, CallRecorder, Runtime
 from .._runtime.module import DebugBook, SourceBook
-from .._runtime.recording import RecordedCall, Recorder
 from .._runtime.relief import Relief, Reserved
 from .._runtime.results import ResultBook, ResultMemory
 from .._runtime.runner import Runner
 from .._runtime.source_lines import SourceLines
-from .._runtime.versions import library_versions
 from .evictor import AT_ONCE, Evictor
 from .journal import Cause, Journal
 from .registry import Registry
@@ -123,6 +121,9 @@ class Pool:
         self.call_type: type[Call] = Call
         """Class of the calls of leases."""
         if config.log_values is not None and recorder is None:
+            from .._runtime.recording import RecordedCall, Recorder
+            from .._runtime.versions import library_versions
+
             recorder = Recorder(config, self.journal, library_versions())
             self.call_type = RecordedCall
         self.runtime: Runtime = Runtime(

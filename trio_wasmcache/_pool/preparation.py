@@ -50,7 +50,8 @@ from .._runtime.module import CachedModule
 from .._runtime.prepare import Prepare, Prepared
 from .._runtime.source_lines import SourceLines
 from .._runtime.start import Start
-from .._runtime.wit_host import WitFunction, WitHost
+from .._runtime.wit_function import WitFunction
+from .._runtime.wit_host import WitHost
 from .._threads import run_in_thread
 from .capacity import GroupState
 from .pool import Pool

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import trio
 from attrs import define, field
@@ -26,14 +26,16 @@ from attrs import define, field
 from .._core.errors import CodeMemoryError, LoadError, WasmCacheError
 from .._core.keys import FunctionKey
 from .._core.policy.records import FunctionRecord, Need, Variant
-from .._core.profiles.tally import Origin, ProfileTally, StackSamples
 from .._log import Origin as Cause
-from .._profile.profile import Profile
 from .._runtime.bound import Definition
 from .._runtime.module import CachedModule
 from .capacity import GroupState
 from .pool import COMPILE_SHARE, Pool
 from .registration import Compiler
+
+if TYPE_CHECKING:
+    from .._core.profiles.tally import ProfileTally, StackSamples
+    from .._profile.profile import Profile
 
 
 @final
@@ -47,7 +49,7 @@ class Window:
     """Origin of its events: the task that has asked for it."""
     group: str | None
     """Name of the group whose instances are profiled; None: all."""
-    tally: ProfileTally = field(factory=ProfileTally)
+    tally: ProfileTally
     skipped: dict[str, str] = field(factory=dict)
     """{function: why it is not profiled}."""
     ended: trio.Event = field(factory=trio.Event)
@@ -125,6 +127,8 @@ class Window:
             pool.evictor.expect_expiry()
 
     def _samples_of(self, module: int, group: str, key: FunctionKey) -> StackSamples:
+        from .._core.profiles.tally import Origin
+
         return self.tally.samples_of(Origin(group, key, module))
 
     @property
@@ -201,7 +205,10 @@ class Profiler:
             raise trio.BusyResourceError(
                 "a profile of this cache is under way: await that first, or cancel it"
             )
-        window = self._window = Window(pool, self._compiler, pool.journal.here(), group)
+        from .._core.profiles.tally import ProfileTally
+
+        cause = pool.journal.here()
+        window = self._window = Window(pool, self._compiler, cause, group, ProfileTally())
         try:
             await window.compile(functions, charged)
             if pool.closed:
@@ -223,6 +230,8 @@ class Profiler:
                 lines = await pool.lines.find(module, offsets)
                 found = {at: (it.file, it.line, it.column or None) for at, it in lines.items()}
                 window.tally.locate(variant.number, found)
+        from .._profile.profile import Profile
+
         return Profile(
             seconds=ended - began,
             started_at=started_at,

@@ -8,20 +8,18 @@ import hashlib
 import itertools
 import operator
 import os
+import sys
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final
 
 import trio
 from attrs import define, evolve, field, frozen
 
 from .._abi import check_abi, check_binding, exports_of, recognise
-from .._abi.assemblyscript import AssemblyScriptAbi, check_memories
 from .._abi.base import Abi, Binding, LayeredAbi
-from .._abi.extism import ExtismAbi
 from .._abi.plain import Plain, PlainAbi, fitting
-from .._abi.values import ValuesAbi
 from .._core.config import CacheConfig
 from .._core.errors import (
     InvalidModuleError,
@@ -55,18 +53,9 @@ from .._core.wasm.admission import (
     missing_imports,
     signature,
 )
-from .._core.wasm.component.exports import is_interface
-from .._core.wasm.component.lowering import BATCHES_TYPE, NEXT_TYPE
 from .._core.wasm.custom import custom_size, find_custom_sections, without_trailing_sections
 from .._core.wasm.formats import LOOKED_AT, is_component, known_format
-from .._core.wasm.graph import USER, Graph, Layer, join_layers, limit_graph
 from .._core.wasm.isolation import ISOLATIONS, RESET, REUSE, Isolation, hides_globals, obstacle
-from .._core.wasm.preparation import (
-    FORMAT as STATE_FORMAT,
-    FrozenState,
-    UnfreezableError,
-    observe,
-)
 from .._core.wasm.reader import (
     HEADER,
     ExcessiveModuleError,
@@ -74,11 +63,10 @@ from .._core.wasm.reader import (
     FuncType,
     ModuleInfo,
 )
-from .._core.wasm.trampoline import TRAMPOLINE, trampoline_layer
+from .._core.wasm.types import USER
 from .._engine.base import Engine, HostImport, StartCall, Substitute
 from .._engine.compile_slots import AnyTurn, Turn
 from .._gil import Breath
-from .._runtime.extism import kernel_hosts
 from .._runtime.host import (
     AnyHost,
     HostExtern,
@@ -86,7 +74,7 @@ from .._runtime.host import (
     MissingFunction,
     TrampolineHost,
     flatten,
-    grants_of,
+    grants_for,
     is_reentrant,
     missing_functions,
     not_importable,
@@ -94,16 +82,20 @@ from .._runtime.host import (
 )
 from .._runtime.module import INITIALIZE, CachedModule
 from .._runtime.prepare import Prepare, Prepared, UnknownValueError, digest_of
-from .._runtime.recording import Setup
+from .._runtime.session import NOTHING, Grants
 from .._runtime.versions import library_versions
-from .._runtime.wasi2 import find_function
 from .._runtime.wasi_config import Wasi
-from .._runtime.wit_host import WitAllocated, WitDrop, WitFunction, WitHost, plain_functions
+from .._runtime.wit_function import WitFunction, plain_functions
 from .._threads import run_in_thread
 from .capacity import GroupState
-from .components import Needed, Offered, Taken, take_apart
 from .pool import Pool
-from .preparation import Booking, PrepareCall, Preparing
+
+if TYPE_CHECKING:  # parts that few functions need, which are imported where they are used
+    from .._core.wasm.graph import Graph, Layer
+    from .._core.wasm.preparation import FrozenState
+    from .._runtime.recording import Setup
+    from .components import Needed, Offered, Taken
+    from .preparation import Booking, PrepareCall, Preparing
 
 # Bytes from which on a module is hashed in a thread: hashing takes 1 to 2 ms a MB, a hop 0.2 ms.
 DIGEST_IN_THREAD = 256 * 1024
@@ -140,7 +132,8 @@ class Declaration:
     abi: Abi | None
     """ABI that was asked for; None to recognise it by the module's exports."""
     called_on_null: bool
-    hosts: Mapping[tuple[str, str], AnyHost]
+    hosts: Mapping[tuple[str, str], HostFunction]
+    """Host functions that are given."""
     externs: Mapping[tuple[str, str], HostExtern]
     """Memories, tables and globals to give."""
     concurrency: int
@@ -152,6 +145,8 @@ class Declaration:
     prepare: tuple[Prepare, ...] = ()
     """Calls that are made once, before the module is compiled."""
     wasi: Wasi | None = None
+    grants: Grants = NOTHING
+    """What `wasi` grants, for the functions of WASI that are provided besides."""
     functions: Mapping[tuple[str, str], WitFunction] = field(factory=dict)
     """{(interface, name): function} that are given for imports of a component."""
     leaves_returns: bool = False
@@ -169,8 +164,7 @@ class Declaration:
             SignatureError: the function can't be used, or has other types than were given.
         """
         what = str(self.key)
-        given = {name: one for name, one in self.hosts.items() if isinstance(one, HostFunction)}
-        for module, name in (*given, *self.externs):
+        for module, name in (*self.hosts, *self.externs):
             raise TypeError(
                 f"{what}: imports[{shown(module)}][{shown(name)}] must be a function, as this is a "
                 "component, which says the types of what it imports"
@@ -230,7 +224,7 @@ class Declaration:
 
     def hosts_for(self, info: ModuleInfo) -> dict[tuple[str, str], AnyHost]:
         """Return {(module, name): host function}, with those that are provided for the module."""
-        hosts = provided(info, self.hosts)
+        hosts = provided(info, self.hosts, self.grants)
         return {name: host for name, host in hosts.items() if name not in self.externs}
 
     def given_to(self, info: ModuleInfo) -> dict[tuple[str, str], FuncType | Provided]:
@@ -243,12 +237,13 @@ class Declaration:
     @property
     def setup(self) -> Setup:
         """All that decides how the function runs, for `again`."""
+        from .._runtime.recording import Setup
+
         abi, options = Setup.abi_of(self.abi)
-        given = {name: host for name, host in self.hosts.items() if isinstance(host, HostFunction)}
         return Setup(
             abi,
             options,
-            tuple(given.items()),
+            tuple(self.hosts.items()),
             tuple(self.externs.items()),
             self.called_on_null,
             self.trap_missing,
@@ -266,11 +261,15 @@ class Declaration:
         """Return how the values cross, for the module; raise the ABI's errors if they can't."""
         fake = self.substitute
         if fake is not None and fake.takes_values:
+            from .._abi.values import ValuesAbi
+
             abi: Abi = ValuesAbi(self.abi, fake.args, fake.returns)
         else:
             abi = self.abi or self.recognised(info)
-            if isinstance(abi, AssemblyScriptAbi):
-                check_memories(str(self.key), info)
+            if any(memory.wide for memory in info.memories):
+                from .._abi.assemblyscript import refuse_wide_memory
+
+                refuse_wide_memory(str(self.key), abi)
         binding = abi.bind(
             str(self.key),
             self.export,
@@ -288,6 +287,8 @@ class Declaration:
             ExportError: the module has no such function.
             SignatureError: the types differ, or can't cross.
         """
+        from .preparation import PrepareCall
+
         made = []
         for number, one in enumerate(self.prepare, 1):
             what = f"{self.key}: call {number} of prepare"
@@ -449,12 +450,13 @@ def declare(
             _check_values(key, number, one)
     rest, functions = plain_functions(imports)
     try:
-        hosts, externs = flatten(rest, wasi)
+        grants = grants_for(wasi)
+        hosts, externs = flatten(rest)
     except TypeError as error:
         raise TypeError(f"{key}: {error}") from None
-    if not isinstance(chosen, ExtismAbi):
+    if not (isinstance(chosen, LayeredAbi) and chosen.takes_blocks):
         for name, host in hosts.items():
-            if isinstance(host, HostFunction) and host.blocks:
+            if host.blocks:
                 raise SignatureError(
                     f"{key}: the HostFunction for {import_name(*name)} has str or bytes among its "
                     'types, which only plugins of Extism (abi="extism") can pass: take the address '
@@ -473,6 +475,7 @@ def declare(
         trap_missing=missing == TRAP,
         prepare=tuple(prepare),
         wasi=wasi,
+        grants=grants,
         leaves_returns=returns is INFERRED,
         functions=functions,
     )
@@ -642,7 +645,8 @@ class Equal:
     """Key of a compiled module: functions whose keys are equal share one module."""
 
     digest: bytes
-    imports: frozenset[tuple[tuple[str, str], AnyHost | HostExtern | WitFunction]]
+    imports: frozenset[tuple[tuple[str, str], HostFunction | HostExtern | WitFunction]]
+    grants: Grants
     memory_limit: int
     table_limit: int
     prepared: bool = False
@@ -739,20 +743,19 @@ class Compiler:
                     *declaration.functions.items(),
                 ]
             ),
+            declaration.grants,
             config.memory_limit,
             config.table_limit,
             trap_missing=declaration.trap_missing,
             layered=declaration.abi if isinstance(declaration.abi, LayeredAbi) else None,
             preparation=_preparation(declaration, config),
+            tier=OPTIMIZING if config.compiler == TIERED else None,
         )
-        module = None
-        if config.compiler == TIERED:
-            plain = evolve(plain, tier=OPTIMIZING)
+        module = self._find(plain, declaration)
+        if module is None and config.compiler == TIERED:
+            plain = evolve(plain, tier=BASELINE)
             module = self._find(plain, declaration)
-            if module is None:
-                plain = evolve(plain, tier=BASELINE)
-        equal = evolve(plain, prepared=resets)
-        module = module or self._find(plain, declaration)
+        equal = evolve(plain, prepared=True) if resets else plain
         if module is not None:
             await trio.lowlevel.checkpoint()
             return module, self._check(module.artifact.info, declaration), 0.0
@@ -763,6 +766,8 @@ class Compiler:
                 job = self._compiling[equal] = Compiling(self.engine.turn(group))
                 name = "a compile"
                 if equal.preparation is not None:
+                    from .preparation import Booking
+
                     job.booking = Booking(self.pool, group, declaration.key)
                     name = f"the preparation of {declaration.key}"
                 run = functools.partial(self._run, equal, job, wasm, declaration, config)
@@ -798,12 +803,12 @@ class Compiler:
         if not is_component(wasm):
             return wasm, None
         limit = config.max_wasm_size
-        if len(wasm) < READ_IN_THREAD:
+        if len(wasm) < READ_IN_THREAD and _can_take_apart():
             await trio.lowlevel.checkpoint()
-            return take_apart(what, wasm, limit, lambda: None)
+            return _take_apart(what, wasm, limit, lambda: None)
         breathe = Breath(BREATH_EVERY)
         return await run_in_thread(
-            take_apart, what, wasm, limit, breathe, abandon_on_cancel=True, limiter=self._digests
+            _take_apart, what, wasm, limit, breathe, abandon_on_cancel=True, limiter=self._digests
         )
 
     async def optimize(self, module: CachedModule) -> tuple[CachedModule, float]:
@@ -911,7 +916,7 @@ class Compiler:
     def _known(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
         """Return the module if a function uses it, prepared if the declaration asks for that."""
         resets = declaration.isolation == RESET
-        module = self.modules.get(evolve(plain, prepared=resets))
+        module = self.modules.get(evolve(plain, prepared=True) if resets else plain)
         if module is None and resets:
             module = self._unresettable(plain, declaration)
         return module
@@ -989,6 +994,8 @@ class Compiler:
             with job.scope:
                 prepared = None
                 if booking is not None:
+                    from .preparation import Preparing
+
                     preparing = Preparing(
                         self.pool.runtime,
                         self.pool.lines,
@@ -1046,7 +1053,7 @@ class Compiler:
 
         artifact = await self.engine.compile(wasm, admit, turn, tier)
         info, imports = artifact.info, found[-1]
-        if wanted is not None:
+        if wanted is not None and wanted is not artifact.tier:
             equal = evolve(equal, tier=artifact.tier)
         source = ModuleRecipe(equal, packs[-1], declaration, config, prepared)
         recipe = source if wanted is not None and artifact.tier is BASELINE else None
@@ -1100,6 +1107,8 @@ class Compiler:
 
         If that was done before, maybe by another process, what it came to may be in `cache_dir`.
         """
+        from .._core.wasm.preparation import UnfreezableError
+
         key = _state_key(digest, declaration, config)
         packed = None if key is None else await self.engine.find_state(key)
         if packed is not None:
@@ -1167,6 +1176,8 @@ class Compiler:
             edits = check_limits(info, what, config.memory_limit, config.table_limit)
             edits = evolve(edits, initials=initials, heap_size=heap, reset=resets, dumped=dumped)
             return edits if prepared is None else _prepared_edits(edits, USER, prepared)
+        from .._core.wasm.graph import join_layers, limit_graph
+
         graph = limit_graph(
             join_layers(
                 wasm,
@@ -1216,6 +1227,19 @@ class Compiler:
         return binding
 
 
+def _can_take_apart() -> bool:
+    """Return whether what reads components is imported, which takes some 20 ms, for threads."""
+    return f"{__package__}.components" in sys.modules
+
+
+def _take_apart(
+    what: str, wasm: bytes, limit: int, breathe: Callable[[], object]
+) -> tuple[bytes, Taken | None]:
+    from .components import take_apart
+
+    return take_apart(what, wasm, limit, breathe)
+
+
 def _tier_key(equal: Equal, config: CacheConfig) -> str | None:
     """Return the key of a note that the optimized code of a module is in `cache_dir`.
 
@@ -1238,6 +1262,8 @@ def _state_key(digest: bytes, declaration: Declaration, config: CacheConfig) -> 
 
     Of host functions only the names are known, so nothing is kept if one of them is called.
     """
+    from .._core.wasm.preparation import FORMAT as STATE_FORMAT
+
     wasi = declaration.wasi
     granted: tuple[object, ...] = ()
     if wasi is not None:
@@ -1245,7 +1271,6 @@ def _state_key(digest: bytes, declaration: Declaration, config: CacheConfig) -> 
         if wasi.env or wasi.stdin or any(map(callable, outputs)):
             return None
         granted = wasi.args, wasi.random, wasi.clock
-    given = [name for name, host in declaration.hosts.items() if isinstance(host, HostFunction)]
     externs = [(name, one.provided) for name, one in declaration.externs.items()]
     try:
         return digest_of(
@@ -1255,7 +1280,7 @@ def _state_key(digest: bytes, declaration: Declaration, config: CacheConfig) -> 
             declaration.prepare,
             declaration.abi,
             granted,
-            sorted(given),
+            sorted(declaration.hosts),
             sorted(externs, key=operator.itemgetter(0)),
             declaration.trap_missing,
             (
@@ -1323,8 +1348,8 @@ def _obstacle(
     initialize: Sequence[StartCall],
     *others: ModuleInfo,
 ) -> str | None:
-    given = {name for name, host in declaration.hosts.items() if isinstance(host, HostFunction)}
-    return obstacle(info, info.start is not None or bool(initialize), given, *others)
+    started = info.start is not None or bool(initialize)
+    return obstacle(info, started, {*declaration.hosts}, *others)
 
 
 def _written(info: ModuleInfo, state: FrozenState | None) -> ModuleInfo:
@@ -1352,6 +1377,9 @@ def _observed(wasm: bytes, info: ModuleInfo, admitted: Edits | Graph) -> Edits |
     Raises:
         UnfreezableError: its state can't be read.
     """
+    from .._core.wasm.preparation import observe
+    from .._core.wasm.trampoline import TRAMPOLINE
+
     if isinstance(admitted, Edits):
         return evolve(admitted, observed=observe(wasm, info))
     return evolve(
@@ -1403,6 +1431,8 @@ class Imports:
     @property
     def titles(self) -> tuple[str, ...]:
         """Names of the host functions for messages, except of those that the engine answers."""
+        from .._runtime.wit_host import WitHost
+
         made = [f"{module}.{name}" for module, name in self.names]
         given = {id(host): name for host, name in zip(self.hosts, made, strict=False)}
         for host in self.hosts[len(self.names) :]:
@@ -1457,7 +1487,13 @@ def _component_hosts(declaration: Declaration, needed: Sequence[Needed]) -> tupl
     Raises:
         LinkError: nobody provides one.
     """
-    grants = grants_of(declaration.hosts)
+    from .._core.wasm.component.exports import is_interface
+    from .._core.wasm.component.lowering import BATCHES_TYPE, NEXT_TYPE
+    from .._runtime.wasi2 import find_function
+    from .._runtime.wit_host import WitAllocated, WitDrop, WitHost
+
+    grants = declaration.grants
+    grants = declaration.grants
     made: list[AnyHost] = []
     missing: dict[str, dict[str, None]] = {}
     for one in needed:
@@ -1546,6 +1582,8 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
         if is_reentrant(host) and name not in supplied
     }
     if reentrant:
+        from .._core.wasm.trampoline import trampoline_layer
+
         layer = trampoline_layer(info, reentrant, len(found.hosts))
         found = evolve(
             found,
@@ -1555,6 +1593,9 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
         )
     if layered is None:
         return found
+    from .._core.wasm.graph import Layer
+    from .._runtime.extism import kernel_hosts
+
     given = {
         name: (None if index in found.reentrant else index, hosts[name])
         for name, index in found.indexes.items()
@@ -1562,5 +1603,5 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
     layer = layered.layer(str(declaration.key), info, given, len(found.hosts))
     if layer == Layer():
         return found
-    own = kernel_hosts(layer.hosts, grants_of(declaration.hosts))
+    own = kernel_hosts(layer.hosts, declaration.grants)
     return evolve(found, hosts=(*found.hosts, *own), layers=(*found.layers, layer))

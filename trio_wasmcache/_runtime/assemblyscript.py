@@ -25,8 +25,8 @@ from .._core.wasm.admission import signature
 from .._core.wasm.memory_layout import HEADER_SIZE
 from .._core.wasm.reader import FuncType, ModuleInfo
 from .._engine.base import GuestMemory, HostCall
-from .session import IF_DUE, Grants, Session
-from .wasi import LINE_FUEL, NOTHING, PIECE, RANDOM_FUEL
+from .session import IF_DUE, NOTHING, Grants, Session
+from .wasi import LINE_FUEL, PIECE, RANDOM_FUEL
 
 MODULE: Final = "env"
 MAX_WORDS: Final = 1000

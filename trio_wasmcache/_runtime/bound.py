@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 from attrs import Factory, define, evolve, frozen
 
@@ -20,7 +20,6 @@ from .._core.portable import CallValues
 from .._core.tally import size_of
 from .._core.tiers import Tier
 from .._core.wasm.admission import sharing
-from .._core.wasm.graph import FromPart
 from .._engine.base import (
     Artifact,
     Counter,
@@ -32,6 +31,9 @@ from .._engine.base import (
 )
 from .module import CachedModule
 from .relief import Relief
+
+if TYPE_CHECKING:
+    from .._core.wasm.graph import FromPart
 
 Begin: TypeAlias = Callable[[Sequence[object], int], Value]
 """Begins a call: see `GuestFunction.begin`."""
@@ -122,8 +124,8 @@ class BoundFunction:
     recorded: bool = False
     """Whether each call needs a `Call` from its beginning, as it is noted."""
     _attached: tuple[Hashable, DriverCode, GuestDriver] | None = None
-    small: object = None
-    """What begins small batches with that driver: see `_batch/small`; None: nothing does."""
+    small: Any = None
+    """`_batch.small.SmallBatches` with that driver; None: it can't begin small batches."""
 
     def attached(self, shape: Hashable) -> tuple[DriverCode, GuestDriver] | None:
         """Return the driver that was used last, with its code, if it has that shape."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack, final
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, TypeVarTuple, Unpack, final
 
 import trio
 from attrs import frozen
@@ -28,7 +28,6 @@ from .._core.policy.shares import BURST_FUEL, Share
 from .._core.stack_room import check_headroom
 from .._core.tally import Tally, size_of
 from .._core.text import shown
-from .._core.wasm.graph import FromPart
 from .._engine.base import (
     UNDER_WAY,
     DriverCode,
@@ -48,6 +47,9 @@ from .metered import MeteredGuest
 from .relief import Relief, Reserved
 from .results import ResultBook, ResultMemory
 from .runner import Job, Runner
+
+if TYPE_CHECKING:
+    from .._core.wasm.graph import FromPart
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")

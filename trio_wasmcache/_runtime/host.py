@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import NoReturn, Protocol, TypeAlias, final
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias, final
 
 from attrs import field, frozen
 
@@ -23,14 +23,16 @@ from .._core.text import cut, quoted, shown
 from .._core.wasm.admission import REFERENCE_GLOBALS, Provided, import_name, signature
 from .._core.wasm.encoding import sleb
 from .._core.wasm.reader import VALUE_LIMIT, FuncType, ModuleInfo
-from .._core.wasm.trampoline import Arm, Returned
 from .._engine.base import HostCall
 from .._public import public
-from .assemblyscript import ScriptFunction, functions_for
-from .session import Grants
+from .session import NOTHING, Grants
 from .user_code import await_unprotected, call_unprotected, identity
-from .wasi import NOTHING, WasiFunction, functions_of
 from .wasi_config import Wasi
+
+if TYPE_CHECKING:  # imported where a module needs them
+    from .._core.wasm.arms import Arm, Returned
+    from .assemblyscript import ScriptFunction
+    from .wasi import WasiFunction
 
 # Types of values of host functions that cross as offsets of blocks, besides the plain ABI's.
 OFFSETS = {**TYPES, **dict.fromkeys(BUFFERS, TYPES["i64"])}
@@ -427,7 +429,9 @@ class OwnHost(Protocol):
         """Answer a call; see `HostFunction.serve`."""
 
 
-AnyHost = HostFunction | WasiFunction | ScriptFunction | MissingFunction | TrampolineHost | OwnHost
+AnyHost: TypeAlias = (
+    "HostFunction | WasiFunction | ScriptFunction | MissingFunction | TrampolineHost | OwnHost"
+)
 
 
 def is_wasi(host: AnyHost) -> bool:
@@ -435,17 +439,12 @@ def is_wasi(host: AnyHost) -> bool:
 
     A component's own adapter would answer it without leaving the component.
     """
-    return isinstance(getattr(host, "host", host), WasiFunction)
+    return getattr(getattr(host, "host", host), "of_preview_1", False)
 
 
 def is_reentrant(host: AnyHost) -> bool:
     """Return whether a host function may call exports of the guest."""
     return isinstance(host, HostFunction) and host.reentrant
-
-
-def grants_of(hosts: Mapping[tuple[str, str], AnyHost]) -> Grants:
-    """Return what WASI grants, by the WASI functions among what is provided."""
-    return next((one.grants for one in hosts.values() if isinstance(one, WasiFunction)), NOTHING)
 
 
 def missing_functions(
@@ -460,15 +459,23 @@ def missing_functions(
 
 
 def provided(
-    info: ModuleInfo, given: Mapping[tuple[str, str], AnyHost]
+    info: ModuleInfo, given: Mapping[tuple[str, str], HostFunction], grants: Grants
 ) -> dict[tuple[str, str], AnyHost]:
-    """Return {(module, name): host function} for a module, its standard library's included.
+    """Return {(module, name): host function} for a module: also WASI's and its library's.
+
+    These are imported only for a module that imports what is not given.
 
     Args:
         info: the module.
-        given: those that were registered, WASI's included, which take precedence.
+        given: those that were registered, which take precedence.
+        grants: what WASI's grant.
     """
-    return {**functions_for(info, grants_of(given)), **given}
+    if all((item.module, item.name) in given for item in info.imports):
+        return {**given}
+    from .assemblyscript import functions_for
+    from .wasi import functions_of
+
+    return {**functions_for(info, grants), **functions_of(grants), **given}
 
 
 def _count(results: Sequence[str]) -> str:
@@ -478,19 +485,14 @@ def _count(results: Sequence[str]) -> str:
 
 
 def flatten(
-    imports: Mapping[str, Mapping[str, Importable]] | None, wasi: Wasi | None = None
-) -> tuple[dict[tuple[str, str], AnyHost], dict[tuple[str, str], HostExtern]]:
-    """Return {(module, name): host function}, the built-in ones included, and likewise the rest.
-
-    Those of `imports` take the place of built-in ones.
+    imports: Mapping[str, Mapping[str, Importable]] | None,
+) -> tuple[dict[tuple[str, str], HostFunction], dict[tuple[str, str], HostExtern]]:
+    """Return {(module, name): host function}, and likewise the rest.
 
     Raises:
-        TypeError: `imports` is not a mapping of mappings of `Importable` by str, or `wasi` is
-            something else.
+        TypeError: `imports` is not a mapping of mappings of `Importable` by str.
     """
-    if not (wasi is None or isinstance(wasi, Wasi)):
-        raise TypeError(f'wasi must be a Wasi, such as Wasi(args=("prog",)), got {wasi!r:.200}')
-    flat: dict[tuple[str, str], AnyHost] = dict(functions_of(wasi))
+    flat: dict[tuple[str, str], HostFunction] = {}
     externs: dict[tuple[str, str], HostExtern] = {}
     if imports is None:
         return flat, externs
@@ -517,6 +519,19 @@ def flatten(
             else:
                 raise TypeError(not_importable(f"imports[{shown(module)}][{shown(name)}]", host))
     return flat, externs
+
+
+def grants_for(wasi: Wasi | None) -> Grants:
+    """Return what WASI grants.
+
+    Raises:
+        TypeError: `wasi` is something else than a `Wasi`.
+    """
+    if wasi is None:
+        return NOTHING
+    if not isinstance(wasi, Wasi):
+        raise TypeError(f'wasi must be a Wasi, such as Wasi(args=("prog",)), got {wasi!r:.200}')
+    return NOTHING if wasi == NOTHING.wasi else Grants(wasi)
 
 
 def not_importable(where: str, given: object) -> str:

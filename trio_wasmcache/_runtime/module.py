@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator
-from typing import Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 import trio
 from attrs import define, evolve, field
@@ -13,10 +13,12 @@ from .._core.config import MiB
 from .._core.keys import FunctionKey
 from .._core.policy.records import Module
 from .._core.wasm.custom import DebugSections
-from .._core.wasm.dwarf import LineTables
 from .._engine.base import Artifact, Engine, HostImport, LoadedModule, Samples, StartCall
 from .host import AnyHost
 from .prepare import Prepared
+
+if TYPE_CHECKING:
+    from .._core.wasm.dwarf import LineTables
 
 INITIALIZE = "_initialize"
 # Cost of making an instance besides the fuel of its start (units): about 40 microseconds; of each

@@ -6,15 +6,17 @@ import ast
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import attrs
 from attrs import evolve, field, frozen
 
 from .._core.keys import normalise_type, normalise_types
 from .._core.text import shown
-from .._core.wasm.preparation import FrozenState, pack_states, unpack_states
 from .._public import public
+
+if TYPE_CHECKING:
+    from .._core.wasm.preparation import FrozenState
 
 # Modules of the standard library whose objects are told apart by what `repr` says of them.
 _PLAIN_MODULES: Final = ("datetime", "decimal", "ipaddress", "uuid")
@@ -159,6 +161,8 @@ class Prepared:
         if self.hosted or not plain:
             return None
         facts = {"abi": text, "calls": self.calls, "fuel": self.fuel, "frozen": self.frozen}
+        from .._core.wasm.preparation import pack_states
+
         return pack_states(self.states, facts)
 
     @staticmethod
@@ -168,6 +172,8 @@ class Prepared:
         Raises:
             ValueError: it is something else.
         """
+        from .._core.wasm.preparation import unpack_states
+
         states, facts = unpack_states(packed)
         try:
             return Prepared.of(

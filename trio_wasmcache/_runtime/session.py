@@ -99,6 +99,10 @@ class Grants:
         return None if clock is None or callable(clock) else nanoseconds(clock)
 
 
+NOTHING: Final = Grants(Wasi())
+"""What is granted where no `Wasi` is given."""
+
+
 @final
 class Stream:
     """One of the streams that a guest writes to."""

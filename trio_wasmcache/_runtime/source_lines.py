@@ -13,7 +13,7 @@ import contextlib
 import time
 import weakref
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import trio
 from attrs import evolve
@@ -21,10 +21,12 @@ from attrs import evolve
 from .._core.errors import GuestError
 from .._core.text import fold
 from .._core.wasm.custom import CODE, DebugSections
-from .._core.wasm.dwarf import MAX_SECTIONS_SIZE, SECTIONS, DwarfError, Line, LineTables
 from .._gil import Breath
 from .._threads import run_in_thread
 from .module import CachedModule, DebugBook
+
+if TYPE_CHECKING:
+    from .._core.wasm.dwarf import Line, LineTables
 
 # Seconds that an error waits for its lines, and that the thread may take for a module.
 PATIENCE, MAX_SECONDS = 0.1, 2.0
@@ -66,9 +68,7 @@ class SourceLines:
         sections = module.debug_sections
         if sections is None:
             return
-        tables = module.line_tables
-        if tables is None:
-            tables = module.line_tables = LineTables()
+        tables = _tables_of(module)
         known = [frame.offset for frame in error.frames if frame.offset is not None]
         addresses = _addresses(module, known)
         found = tables.look_up(addresses)
@@ -110,9 +110,7 @@ class SourceLines:
         sections = module.debug_sections
         if sections is None:
             return {}
-        tables = module.line_tables
-        if tables is None:
-            tables = module.line_tables = LineTables()
+        tables = _tables_of(module)
         found = await run_in_thread(
             *(self._find, weakref.ref(module), tables, sections, _addresses(module, offsets)),
             limiter=self._limiter,
@@ -143,6 +141,15 @@ class SourceLines:
         return _find(tables, sections, addresses)
 
 
+def _tables_of(module: CachedModule) -> LineTables:
+    tables = module.line_tables
+    if tables is None:
+        from .._core.wasm.dwarf import LineTables
+
+        tables = module.line_tables = LineTables()
+    return tables
+
+
 def _addresses(module: CachedModule, offsets: Sequence[int]) -> list[int]:
     """Return the addresses, as DWARF counts them, of offsets in a module."""
     artifact = module.artifact
@@ -156,6 +163,8 @@ def _find(
     tables: LineTables, sections: DebugSections, addresses: list[int]
 ) -> list[Line | None] | None:
     """Return the line of each address, or None if there are no lines."""
+    from .._core.wasm.dwarf import MAX_SECTIONS_SIZE, SECTIONS, DwarfError
+
     breath, end = Breath(BREATH_EVERY), time.perf_counter() + MAX_SECONDS
 
     def breathe() -> None:

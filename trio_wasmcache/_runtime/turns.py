@@ -12,14 +12,16 @@ Without this check such a group would get at most every second turn.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import trio
 from attrs import Factory, define
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
-from .._core.metrics.snapshot import TurnsSnapshot
 from .._core.policy.shares import FairQueue, Share
+
+if TYPE_CHECKING:
+    from .._core.metrics.snapshot import TurnsSnapshot
 
 
 @final
@@ -42,6 +44,8 @@ class Turns:
 
     def describe(self) -> TurnsSnapshot:
         """Return who has turns, and how many wait, at this moment."""
+        from .._core.metrics.snapshot import TurnsSnapshot
+
         return TurnsSnapshot(
             slots=self.slots, taken=self.taken, waiting=len(self.line), begun=self.line.turns
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 
 
 @functools.cache
 def library_versions() -> str:
     """Return the versions of wasmtime and of this library."""
+    import importlib.metadata  # takes 10 ms
+
     versions = []
     for name in ("wasmtime", "trio_wasmcache"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import NoReturn, TypeAlias, cast, final
+from typing import ClassVar, NoReturn, TypeAlias, cast, final
 
 from attrs import evolve, field, frozen
 
@@ -27,8 +27,8 @@ from .._core.output import TAIL, escapes
 from .._core.wasm.admission import WASI_MODULE, WASI_TYPES, signature
 from .._core.wasm.reader import FuncType
 from .._engine.base import GuestMemory, HostCall
-from .session import CallbackError, Grants, Session, Stream, Strings
-from .wasi_config import MAX_STRINGS, MAX_STRINGS_SIZE, Wasi
+from .session import NOTHING, CallbackError, Grants, Session, Stream, Strings
+from .wasi_config import MAX_STRINGS, MAX_STRINGS_SIZE
 
 SUCCESS, EBADF, EFAULT, EINVAL = 0, 8, 21, 28
 ENOTDIR, ENOTSOCK, ENOTSUP, ESPIPE = 54, 57, 58, 70
@@ -72,9 +72,6 @@ class Cost:
     """Largest number of bytes besides items that one call copies, at `LINE_FUEL` at most."""
 
 
-NOTHING = Grants(Wasi())
-
-
 @final
 @frozen
 class WasiFunction:
@@ -85,6 +82,8 @@ class WasiFunction:
     cost: Cost = field(eq=False)
     _run: Callable[..., int | Steps] = field(eq=False, repr=False)
     grants: Grants = NOTHING
+    of_preview_1: ClassVar[bool] = True
+    """What tells it from other host functions."""
 
     @property
     def serve_alone(self) -> Callable[[HostCall], Value]:
@@ -633,9 +632,8 @@ BUILT_IN: dict[tuple[str, str], WasiFunction] = {
 }
 
 
-def functions_of(wasi: Wasi | None) -> Mapping[tuple[str, str], WasiFunction]:
-    """Return {(module, name): function} of all functions, with what `wasi` grants."""
-    if wasi is None or wasi == NOTHING.wasi:
+def functions_of(grants: Grants) -> Mapping[tuple[str, str], WasiFunction]:
+    """Return {(module, name): function} of all functions, with what is granted."""
+    if grants is NOTHING:
         return BUILT_IN
-    grants = Grants(wasi)
     return {name: evolve(function, grants=grants) for name, function in BUILT_IN.items()}

@@ -26,8 +26,8 @@ from .._core.errors import ExitError, TrapError
 from .._core.output import TAIL
 from .._core.wit.values import Case, Err, Ok
 from .._engine.base import HostCall
-from .session import CallbackError, Grants, Session, Stream
-from .wasi import NOTHING, PIECE, RANDOM_FUEL, STRING_FUEL, SUBSCRIPTION_FUEL, Pause, pass_lines
+from .session import NOTHING, CallbackError, Grants, Session, Stream
+from .wasi import PIECE, RANDOM_FUEL, STRING_FUEL, SUBSCRIPTION_FUEL, Pause, pass_lines
 from .wasi_config import MAX_TIME, NANOSECONDS, encoded
 
 Steps: TypeAlias = Generator[Pause, None, Value]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 from array import array
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import ExitStack
 from itertools import repeat
 from typing import Any, Final, TypeAlias, cast, final
@@ -55,9 +55,9 @@ from .._core.wit.text import function_text, type_text
 from .._core.wit.types import Result
 from .._core.wit.values import Err, Ok
 from .._engine.base import HostCall
-from .host import HostFunction, HostGlobal, HostMemory, HostTable
 from .user_code import await_unprotected, call_unprotected, identity
 from .wasi2 import drop_handle
+from .wit_function import WitFunction
 
 VALUES_LIMIT: Final = 100_000
 """Values that a guest may pass to one call of a host function; a text or bytes is one."""
@@ -72,7 +72,6 @@ PIECE: Final = MiB
 PLACING: Final = "wit placing"
 """Key in `HostCall.state` of the result for which the guest allocates."""
 _MASK: Final = 0xFFFFFFFF
-_CLASSES: Final = (HostFunction, HostMemory, HostTable, HostGlobal)
 DROP_TYPE: Final = FuncType(("i32",), ())
 
 WasmValues: TypeAlias = tuple[object, ...]
@@ -83,19 +82,6 @@ Served: TypeAlias = "WasmValues | Coroutine[object, object, Served] | Pauses"
 Run: TypeAlias = Callable[..., Value]
 """Function of this library's own in place of the application's: takes the call and the values, and
 returns the result, or a generator that yields seconds to wait and returns it."""
-
-
-@final
-@frozen
-class WitFunction:
-    """A function that is given for an import of a component."""
-
-    fn: Callable[..., Value] = field(eq=identity)
-
-    @property
-    def pure(self) -> bool:
-        """Whether it can be called while a guest is prepared: see `HostFunction.pure`."""
-        return False
 
 
 @final
@@ -534,32 +520,6 @@ class WitDrop:
         """Drop the handle; `TrapError` if there is none."""
         drop_handle(call, self.resource, _address(call.values[0]))
         return ()
-
-
-def plain_functions(
-    imports: Any,
-) -> tuple[Any, dict[tuple[str, str], WitFunction]]:
-    """Return what `imports` has beside plain functions; and these, by interface and name.
-
-    Args:
-        imports: what `register` was given; anything else is returned as it is.
-    """
-    functions: dict[tuple[str, str], WitFunction] = {}
-    if not isinstance(imports, Mapping):
-        return imports, functions
-    rest: dict[str, Any] = {}
-    for module, names in imports.items():
-        if not isinstance(names, Mapping) or not isinstance(module, str):
-            rest[module] = names
-            continue
-        rest[module] = {}
-        for name, given in names.items():
-            plain = callable(given) and not isinstance(given, HostFunction)
-            if plain and isinstance(name, str) and given not in _CLASSES:
-                functions[module, name] = WitFunction(cast("Callable[..., Value]", given))
-            else:
-                rest[module][name] = given
-    return rest, functions
 
 
 def _address(value: object) -> int:

@@ -37,7 +37,7 @@ from hypothesis.stateful import (
 
 from trio_wasmcache._core.config import CacheConfig, KiB, PolicyName, SystemLimits
 from trio_wasmcache._core.errors import DeadlockError, WasmCacheError
-from trio_wasmcache._core.events import LISTS, Evicted, Reason, Stamped
+from trio_wasmcache._core.events import Evicted, Reason, Stamped
 from trio_wasmcache._core.keys import FunctionKey
 from trio_wasmcache._core.metrics.counters import WAITS, add_up
 from trio_wasmcache._core.policy import parts, sieve
@@ -56,7 +56,7 @@ from trio_wasmcache._core.policy.records import (
     Request,
     Stage,
 )
-from trio_wasmcache._core.snapshot import SnapshotGroup
+from trio_wasmcache._core.snapshot import LISTS, SnapshotGroup
 from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay.books import LIMITS as LOGGED, Books
 

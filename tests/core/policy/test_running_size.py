@@ -6,11 +6,10 @@ import pytest
 from core.policy.policy_bench import Bench, reasons
 from hypothesis import given, strategies as st
 
-from trio_wasmcache._core.config import WASM_PAGE
+from trio_wasmcache._core.config import SCRATCH_LIMIT, WASM_PAGE
 from trio_wasmcache._core.errors import CodeMemoryError, DeadlockError
 from trio_wasmcache._core.policy.records import Stage
 from trio_wasmcache._core.wasm.admission import check_limits, worst_size
-from trio_wasmcache._core.wasm.driver import SCRATCH_LIMIT
 from trio_wasmcache._core.wasm.editor import encode_module
 from trio_wasmcache._core.wasm.reader import Limits, TableType, read_module
 

@@ -16,15 +16,9 @@ from report.logs import Log, busy_log
 
 from trio_wasmcache import CacheConfig
 from trio_wasmcache.__main__ import main
-from trio_wasmcache._core.events import (
-    EVENTS,
-    LISTS,
-    SCHEMA_VERSION,
-    Event,
-    Reason,
-    SnapshotPart,
-    Stamped,
-)
+from trio_wasmcache._core.event_kinds import EVENTS
+from trio_wasmcache._core.events import SCHEMA_VERSION, Event, Reason, Stamped
+from trio_wasmcache._core.snapshot import LISTS, SnapshotPart
 from trio_wasmcache.report.reading.schema import (
     SHIPPED,
     as_text,

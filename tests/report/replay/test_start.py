@@ -23,8 +23,9 @@ from report.workloads import (
 )
 
 from trio_wasmcache import CacheConfig
-from trio_wasmcache._core.events import SnapshotPart, Stamped
+from trio_wasmcache._core.events import Stamped
 from trio_wasmcache._core.policy import copying
+from trio_wasmcache._core.snapshot import SnapshotPart
 from trio_wasmcache.report.cli.commands import run
 from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay import start

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from ..config import PolicyName
-from .cost import LoadSeconds
-from .gdsf import Loads
-from .greedy import GreedyDual
 from .lru import LRU
 from .order import EvictionOrder
 from .recency import Recency
 from .records import Instance, Module
 from .reservations import Reservations
-from .sieve import Sieve
 
 
 def make_order(
@@ -30,10 +26,18 @@ def make_order(
     """
     match policy:
         case "sieve":
+            from .sieve import Sieve
+
             return Sieve(idle, evictable, reservations)
         case "gdsf":
+            from .gdsf import Loads
+            from .greedy import GreedyDual
+
             return GreedyDual(Loads(), reservations)
         case "cost":
+            from .cost import LoadSeconds
+            from .greedy import GreedyDual
+
             return GreedyDual(LoadSeconds(), reservations)
         case _:
             return Recency(idle, evictable, reservations)

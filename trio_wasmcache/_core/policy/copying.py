@@ -11,13 +11,14 @@ from typing import Any, Generic, TypeVar, final
 
 from attrs import Factory, define, frozen
 
-from ..events import LISTS, SnapshotPart
 from ..snapshot import (
+    LISTS,
     SnapshotFunction,
     SnapshotGone,
     SnapshotGroup,
     SnapshotModule,
     SnapshotOrder,
+    SnapshotPart,
     SnapshotRequest,
     SnapshotResident,
     SnapshotTokenWait,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import Factory, define
 
@@ -18,9 +18,7 @@ from ..errors import CodeMemoryError
 from ..events import Evicted, Overgrown, Reason
 from ..keys import FunctionKey
 from ..metrics.counters import Snapshot, UseBook
-from ..snapshot import SnapshotModule, SnapshotRequest, SnapshotResident
 from .choice import make_order
-from .copying import COLUMNS, Residents, Whole
 from .keep_alive import KeepAlive
 from .ledger import Ledger
 from .lifecycle import ACQUIRE, IDLE, TRANSITIONS, Action, IllegalStepError, State, step
@@ -41,13 +39,15 @@ from .records import (
 )
 from .reservations import NO_LIMIT, Among, Passes, Reservations
 
+if TYPE_CHECKING:
+    from ..snapshot import SnapshotModule, SnapshotRequest, SnapshotResident
+    from .copying import Residents, Whole
+
 # Vacant entries kept with their uncollected counts: enough for the functions an application uses
 # in turn, and few enough to take no memory.
 PARKED = 64
 # Instances that time out in one step: freeing one that touched much memory takes 1 or 2 ms.
 MAX_EXPIRED = 8
-# Lists of numbers, and no tuple for each instance, which would make the garbage collector run.
-_COLUMNS = [attrgetter(name) for name in COLUMNS]
 
 
 @define
@@ -117,11 +117,16 @@ class Instances:
 
     def copy(self, held: Sequence[Instance]) -> Residents:
         """Return a copy of all that is in the cache; `held` are the loading and running ones."""
+        from .copying import COLUMNS, Residents
+
         instances = self.lru.members()
         instances += held
+        # Lists of numbers, and no tuple for each instance, which would make the garbage collector
+        # run.
+        columns = map(attrgetter, COLUMNS)
         return Residents(
             instances,
-            [list(map(get, instances)) for get in _COLUMNS],
+            [list(map(get, instances)) for get in columns],
             [(it.state, it.loads_module, it in self._altered) for it in held],
             list(self.entries),
             self.ledger.evictable.members(),

@@ -28,15 +28,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from operator import attrgetter, itemgetter
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from attrs import frozen
 
 from ..config import ADAPTIVE, CacheConfig
-from ..snapshot import SnapshotGone
 from .idle_times import WEIGHT, IdleTimes, text_of
 from .lru import LRU
 from .records import Entry, FunctionRecord, GroupRecord, Instance
+
+if TYPE_CHECKING:
+    from ..snapshot import SnapshotGone
 
 # Last uses of evicted instances that are remembered; each takes some 250 bytes.
 MAX_GONE = 65_536
@@ -320,6 +322,8 @@ class KeepAliveCopy:
         """Return the last uses of evicted instances."""
         functions = {times: function for function, times in self.functions.items()}
         removed: dict[IdleTimes, int] = {}
+        from ..snapshot import SnapshotGone
+
         items = []
         for (times, group), at in zip(self.gone, self.last_used, strict=True):
             if group in self.closed:

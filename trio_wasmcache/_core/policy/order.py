@@ -15,11 +15,13 @@ The idle timeout is not decided here: it follows the order of last use, whatever
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..snapshot import SnapshotModule, SnapshotOrder, SnapshotResident
 from .records import Instance, Module
 from .reservations import Among
+
+if TYPE_CHECKING:
+    from ..snapshot import SnapshotModule, SnapshotOrder, SnapshotResident
 
 Allowed = Callable[[Instance], bool]
 """Returns whether this idle instance may be evicted."""

@@ -40,7 +40,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from operator import attrgetter
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from attrs import Factory, define, frozen
 
@@ -50,7 +50,6 @@ from ..events import Reason
 from ..keys import FunctionKey
 from ..metrics.counters import COMPILES, FUELS, HOLDS, RUNS, WAITS, microseconds
 from ..stack_room import check_headroom
-from .copying import MAX_FUNCTIONS, STAGES, PolicyCopy, UnderWay, Whole
 from .deadlock import ROOM, Resource, Waits
 from .instances import Instances, Step
 from .lifecycle import IDLE, LOADING, RECYCLE, RUNNING, Action, IllegalStepError, step
@@ -73,12 +72,14 @@ from .records import (
     Variant,
 )
 
+if TYPE_CHECKING:
+    from .copying import PolicyCopy, UnderWay, Whole
+
 _FUNCTION, _MODULE = attrgetter("function"), attrgetter("module")
 _LOAD_SECONDS, _STOPPED = attrgetter("load_seconds"), attrgetter("stopped")
 _REQUEST = attrgetter(
     *("stage", "entry", "instance", "warm", "blocked", "hit", "handed_over", "turn", "error")
 )
-_STAGES = {name: stage for stage, name in STAGES.items()}
 _ENDINGS: dict[str, Callable[[str], Exception]] = {
     error.__name__: error
     for error in (CodeMemoryError, DeadlockError, UnknownFunctionError, RequestClosed)
@@ -998,6 +999,8 @@ class Policy:
                 copied.
             under_way: all requests whose end is not logged yet.
         """
+        from .copying import MAX_FUNCTIONS, PolicyCopy
+
         if self._resting is not None:
             self._settle()
         instances = self._instances
@@ -1075,9 +1078,12 @@ class Policy:
         Raises:
             KeyError, ValueError: the snapshot contradicts itself.
         """
+        from .copying import STAGES
+
         if self._resting is not None:
             self._settle()
         self._epoch += 1
+        stages = {name: stage for stage, name in STAGES.items()}
         instances = self._instances.restore(whole, functions, groups, modules)
         requests: dict[int, Request] = {}
         claims: list[tuple[int, Request]] = []
@@ -1090,7 +1096,7 @@ class Policy:
                 it.task,
                 it.warm,
                 turn=it.turn,
-                stage=_STAGES[it.stage],
+                stage=stages[it.stage],
                 instance=None if it.instance is None else instances[it.instance],
                 hit=it.hit,
                 blocked=it.blocked,

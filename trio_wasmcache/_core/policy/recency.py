@@ -7,17 +7,19 @@ once a group has limits of its own, `Parts` keep the instances by group, too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from attrs import frozen
 
-from ..snapshot import SnapshotModule, SnapshotOrder, SnapshotResident
 from .lifecycle import IDLE
 from .lru import LRU
 from .order import Allowed, OrderCopy
 from .parts import Parts
 from .records import DROPS, Instance, Module, rested, running, runs
 from .reservations import EVERY, Among, Keepers, Reservations
+
+if TYPE_CHECKING:
+    from ..snapshot import SnapshotModule, SnapshotOrder, SnapshotResident
 
 
 @final

@@ -7,20 +7,16 @@ divided among them here and written into the module as maxima.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from ..config import WASM_PAGE, KiB
+from ..config import SCRATCH_LIMIT, WASM_PAGE, KiB
 from ..errors import AbiError, ExportError, LinkError, ModuleTooLargeError, SignatureError
 from ..keys import MAX_COMPARED
 from ..text import printable, quoted
-from .driver import SCRATCH_LIMIT
-from .families import COMMAND, GO_COMMAND, advice, go_command, is_extism_memory
-from .preparation import FrozenState, Observed
 from .reader import (
     NUMBER_TYPES,
     OTHER_TYPES,
@@ -31,6 +27,10 @@ from .reader import (
     ModuleInfo,
     TagType,
 )
+from .types import COMMAND
+
+if TYPE_CHECKING:
+    from .preparation import FrozenState, Observed
 
 WASI_MODULE = "wasi_snapshot_preview1"
 # Parameters of each function: i is i32, I is i64. All but `proc_exit` return an errno, an i32.
@@ -403,6 +403,8 @@ def check_imports(
             remedy = f"{similar}. Give {nouns}: {_sample(missing.values())}"
             if function is not None and not trap_missing:
                 remedy += '; or missing="trap", if they are never called'
+        from .families import advice
+
         raise LinkError(
             f"{what} imports what it is not given: {'; '.join(shown)}{remedy}.{advice(bad)}"
         )
@@ -499,6 +501,8 @@ def is_givable(item: Import) -> bool:
 
 def is_yours(item: Import) -> bool:
     """Return whether a message may propose to give the import."""
+    from .families import is_extism_memory
+
     return is_givable(item) and not is_extism_memory(item)
 
 
@@ -522,6 +526,8 @@ def _similar(info: ModuleInfo, missing: Import, given: Mapping[tuple[str, str], 
         (name for name in given if name[0] != WASI_MODULE and name not in imported), MAX_COMPARED
     )
     names = [import_name(*name) for name in spare]
+    import difflib
+
     close = difflib.get_close_matches(import_name(missing.module, missing.name), names, 1, 0.8)
     return f" ({close[0]} is given, which it does not import)" if close else ""
 
@@ -563,8 +569,11 @@ def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
         )
     if found.kind != "func":
         raise ExportError(f"{what}: the export {export!r:.300} is a {found.kind}, not a function")
-    if export != COMMAND and go_command(info):
-        raise ExportError(f"{what}: {GO_COMMAND}")
+    if export != COMMAND and info.producers and info.export(COMMAND) is not None:
+        from .families import GO_COMMAND, go_command
+
+        if go_command(info):
+            raise ExportError(f"{what}: {GO_COMMAND}")
     return info.functions[found.index]
 
 
@@ -579,6 +588,8 @@ def _likely(wanted: str, names: Sequence[str]) -> str:
     else:
         # Names that differ in what languages add: case, and underscores.
         plain = {_plain(name): name for name in names[:MAX_COMPARED]}
+        import difflib
+
         close = difflib.get_close_matches(_plain(wanted), plain, n=1)
         likely = [plain[name] for name in close]
     return f"export={printable(likely[0], MAX_SHOWN)!r}" if likely else "one of them as export="

@@ -84,6 +84,8 @@ def find_sections(wasm: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 def _number(wasm: bytes, at: int, end: int) -> tuple[int, int]:
     """Return an unsigned LEB128 number of 32 bits, -1 if there is none; and where it ends."""
+    if at < end and (small := wasm[at]) < 0x80:
+        return small, at + 1
     value = 0
     for shift in range(0, 35, 7):
         if at >= end:
@@ -262,6 +264,8 @@ def keep_debug_sections(
         breathe: Called after each section, so that a thread lets others run.
     """
     kept: dict[str, tuple[int, bytes]] = {}
+    if DEBUG.encode() not in wasm:
+        return None
     view, size = memoryview(wasm), 0
     for section in find_custom_sections(wasm):
         name = section.name

@@ -22,12 +22,10 @@ from typing import Final
 
 import attrs
 
-from ..config import WASM_PAGE
+from ..config import SCRATCH_LIMIT, WASM_PAGE
 from .editor import encode_module, name_bytes, section, sleb, uleb, vector
 from .types import VALUE_TYPES, Export, FuncType, Import, Limits
 
-SCRATCH_LIMIT: Final = 2 * WASM_PAGE
-"""Bytes of a scratch, at most; 128 KiB fit a core's own cache beside the guest's data."""
 ROWS_LIMIT: Final = 16_384
 """Rows of a chunk, at most: bounds the work between two checks for other waiters."""
 ROW_AT: Final = 0

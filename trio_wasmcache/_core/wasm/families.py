@@ -16,7 +16,7 @@ from typing import Final
 
 from attrs import frozen
 
-from .types import FuncType, Import, ModuleInfo
+from .types import COMMAND as COMMAND, FuncType, Import, ModuleInfo
 
 MAX_LOOKED_AT: Final = 1000
 """Number of imports that are looked at, at most: all of them together take some milliseconds."""
@@ -316,8 +316,6 @@ _EXPORTS: Final = (
 )
 INITIALIZE: Final = "_initialize"
 CONSTRUCTORS: Final = "__wasm_call_ctors"
-COMMAND: Final = "_start"
-"""Export that runs a program from its beginning to its end."""
 
 
 def toolchain_of(info: ModuleInfo) -> str | None:

@@ -22,10 +22,7 @@ from attrs import evolve, field, frozen
 
 from ..errors import ModuleTooLargeError
 from .admission import Edits, share_limits
-from .types import ExternType, GlobalType, Limits, ModuleInfo, TableType
-
-USER: Final = ""
-"""Name of the part that is the user's module."""
+from .types import USER as USER, ExternType, GlobalType, Limits, ModuleInfo, TableType
 
 MEASURED: Final = frozenset(("memory", "table", "global"))
 """Kinds of what has a size and a state."""

@@ -29,8 +29,6 @@ RUN_STEPS: Final = 64
 """Steps that reading a run of a thousand instructions counts as."""
 
 _TYPED: Final = rb"[\x02-\x04](?:[\x00-\x3f]|[\x80-\xff]{1,4}[\x00-\x7f])"
-_TOKEN: Final = instructions(_TYPED)
-_RUN: Final = instructions(_TYPED, repeated=True)
 _ELSE, _END, _JUMPS, _TRY_TABLE = 0x05, 0x0B, 0x0E, 0x1F
 _CALL, _CALL_INDIRECT, _MISC, _VECTOR = 0x10, 0x11, 0xFC, 0xFD
 _IF, _EMPTY = 0x04, 0x40
@@ -104,15 +102,16 @@ class Heights:
             limit: Weight above which the result need not be exact.
             step: Called for each run of instructions.
         """
+        run_of, tokens = instructions(_TYPED, repeated=True), instructions(_TYPED)
         weight = height = 0
         # Of each block: the height below its parameters, and the number of these and its results.
         blocks: list[tuple[int, int, int]] = [(0, 0, 0)]
         while at < end and blocks and weight <= limit:
             step()
-            run = _RUN.match(data, at, end)
+            run = run_of.match(data, at, end)
             assert run is not None
             begin, at = at, run.end()
-            for token in _TOKEN.findall(data, begin, at):
+            for token in tokens.findall(data, begin, at):
                 opcode = token[0]
                 change = _EFFECTS[opcode]
                 if change is not None:

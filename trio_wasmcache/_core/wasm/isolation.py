@@ -17,8 +17,8 @@ from collections.abc import Collection
 from typing import Final, Literal, TypeAlias
 
 from ..config import WASM_PAGE, CacheConfig
-from .families import COMMAND
 from .reader import ModuleInfo
+from .types import COMMAND
 
 Isolation: TypeAlias = Literal["reuse", "fresh", "reset"]
 REUSE: Final = "reuse"

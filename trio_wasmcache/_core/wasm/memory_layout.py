@@ -11,8 +11,8 @@ from typing import Final, Literal
 
 import attrs
 
-from ..config import WASM_PAGE
-from .driver import CELLS, SCRATCH_LIMIT
+from ..config import SCRATCH_LIMIT, WASM_PAGE
+from .driver import CELLS
 from .types import FuncType
 
 BYTES: Final = "bytes"

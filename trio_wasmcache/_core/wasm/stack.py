@@ -25,6 +25,7 @@ and 13 s and 5.6 GB for 4.5 KB of loops.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -62,8 +63,12 @@ _BLOCKS: Final = (rb"[\x02-\x04][\x40-\x7f]", rb"\x0b", rb"\x08L", rb"\x0a")
 _CALLS: Final = (rb"\x10L", rb"\x11LL")
 
 
-def _run(parts: Sequence[bytes]) -> re.Pattern[bytes]:
-    """Return a pattern that matches a run of instructions of these forms."""
+@functools.cache
+def _run(parts: tuple[bytes, ...]) -> re.Pattern[bytes]:
+    """Return a pattern that matches a run of instructions of these forms.
+
+    Patterns are made when a module first needs them: each takes a millisecond or two.
+    """
     # Limited, so that the state kept by `re` is bounded.
     return re.compile(b"(?:" + _one(parts).pattern + b"){0,1000}", re.DOTALL)
 
@@ -74,6 +79,7 @@ def _one(parts: Sequence[bytes]) -> re.Pattern[bytes]:
     return re.compile(each, re.DOTALL)
 
 
+@functools.cache
 def instructions(*more: bytes, repeated: bool = False) -> re.Pattern[bytes]:
     """Return a pattern that matches an instruction, or a run of them; see `_run` for its length.
 
@@ -87,16 +93,10 @@ def instructions(*more: bytes, repeated: bool = False) -> re.Pattern[bytes]:
     return _run(parts) if repeated else _one(parts)
 
 
-_ANY_CALL, _NO_CALL = _run((*_PLAIN, *_BLOCKS, *_CALLS)), _run((*_PLAIN, *_BLOCKS))
-_INSIDE = _run(_PLAIN)
+_NO_CALL: Final = (*_PLAIN, *_BLOCKS)
+_ANY_CALL: Final = (*_NO_CALL, *_CALLS)
 # With a group for the last constant in the run: (i32.const or i64.const).
-_CONSTANTS = _run((rb"([\x41\x42]L)", *_PLAIN, *_BLOCKS, *_CALLS))
-# {pattern: the same with bulk instructions}, for when no more of them are noted.
-_WITH_BULK: Final = {
-    _ANY_CALL: _run((*_PLAIN, *_BLOCKS, *_CALLS, _BULK)),
-    _NO_CALL: _run((*_PLAIN, *_BLOCKS, _BULK)),
-    _INSIDE: _run((*_PLAIN, _BULK)),
-}
+_CONSTANTS: Final = (rb"([\x41\x42]L)", *_ANY_CALL)
 _BLOCK, _LOOP, _IF, _THROW, _THROW_REF, _END, _JUMPS = 0x02, 0x03, 0x04, 0x08, 0x0A, 0x0B, 0x0E
 _CALL, _CALL_INDIRECT, _TRY_TABLE, _GROW, _MISC = 0x10, 0x11, 0x1F, 0x40, 0xFC
 _CONST, _WIDE_CONST = 0x41, 0x42
@@ -113,8 +113,12 @@ _SINGLE: Final = frozenset(
 _SINGLE_INSIDE: Final = _SINGLE | {_THROW, _THROW_REF, _END}
 _OPENING: Final = (_BLOCK, _LOOP, _IF, _TRY_TABLE)
 _NUMBER: Final = re.compile(_LEB)
-# {power of two: pattern of that many numbers}, for the targets of a jump table.
-_NUMBERS: Final = [re.compile(b"(?:" + _LEB + b"){%d}" % (1 << power)) for power in range(23)]
+
+
+@functools.cache
+def _numbers(power: int) -> re.Pattern[bytes]:
+    """Return a pattern of as many numbers as that power of two, for targets of a jump table."""
+    return re.compile(b"(?:" + _LEB + b"){%d}" % (1 << power))
 
 
 class Weigher:
@@ -128,15 +132,21 @@ class Weigher:
     def __init__(self, types: Sequence[FuncType], functions: Sequence[FuncType]) -> None:
         self._types = types
         # {index: weight}
-        self._calls: Mapping[int, int] = {
-            number: _width(kind) for number, kind in enumerate(functions) if len(kind.results) > 1
-        }
+        self._calls: Mapping[int, int] = {}
         self._indirect: Mapping[int, int] = {
             number: _width(kind) for number, kind in enumerate(types) if len(kind.results) > 1
         }
-        several = self._calls or self._indirect
-        self._run = _NO_CALL if several else _ANY_CALL
-        self._inside = _INSIDE
+        if self._indirect:  # else no function has such a type
+            self._calls = {
+                number: _width(kind)
+                for number, kind in enumerate(functions)
+                if len(kind.results) > 1
+            }
+        self._forms = _NO_CALL if self._indirect else _ANY_CALL
+        self.plain: re.Pattern[bytes] = _run(self._forms)
+        """What matches a run of instructions that weigh nothing, and of which nothing is noted."""
+        self._inside: re.Pattern[bytes] | None = None  # for the insides of `try_table`s, if needed
+        self._bulk: tuple[bytes, ...] = ()  # further forms, for when no more of them are noted
         self._bulks_left = BULK_LIMIT
         self.growths: list[tuple[int, int, int]] = []
         """[(offset, offset of its end, memory)] of each `memory.grow` in the last body."""
@@ -168,7 +178,9 @@ class Weigher:
         catches = 0  # of all of these
         while weight <= limit:
             step()
-            found = (self._inside if opened else self._run).match(data, at, end)
+            found = (self._inside or self._run_inside() if opened else self.plain).match(
+                data, at, end
+            )
             assert found is not None
             begin, at = at, found.end()
             if at >= end:
@@ -229,13 +241,18 @@ class Weigher:
                 return weight + (end - begin) * self._worst
         return weight
 
+    def _run_inside(self) -> re.Pattern[bytes]:
+        self._inside = found = _run((*_PLAIN, *self._bulk))
+        return found
+
     def _note_bulk(self, at: int, end: int, length: int | None) -> None:
         """Note a bulk instruction, or that there are too many."""
         self.bulks.append((at, end, length))
         self._bulks_left -= 1
         if self._bulks_left < 0:
             self.knows_bulks = False
-            self._run, self._inside = _WITH_BULK[self._run], _WITH_BULK[self._inside]
+            self._bulk = (_BULK,)
+            self.plain, self._inside = _run((*self._forms, _BULK)), None
 
 
 def _constant(data: bytes, begin: int, end: int) -> int | None:
@@ -246,7 +263,7 @@ def _constant(data: bytes, begin: int, end: int) -> int | None:
     if at < begin or data[at] not in (_CONST, _WIDE_CONST) or data[end - 1] >= 0x40:  # negative
         return None
     value, _ = leb(data, at + 1, end)
-    run = _CONSTANTS.match(data, begin, end)
+    run = _run(_CONSTANTS).match(data, begin, end)
     assert run is not None
     return value if value <= SHORT and run.end() == run.end(1) == end else None
 
@@ -282,9 +299,9 @@ def skip(data: bytes, at: int, end: int, count: int) -> int:
     """Return the offset of the end of `count` numbers; -1 if there are fewer."""
     if at < 0 or not 0 < count <= end - at:
         return -1
-    for numbers in _NUMBERS:
+    for power in range(23):
         if count & 1:
-            found = numbers.match(data, at, end)
+            found = _numbers(power).match(data, at, end)
             if found is None:
                 return -1
             at = found.end()

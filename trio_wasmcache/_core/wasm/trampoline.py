@@ -22,18 +22,19 @@ from typing import Final
 
 import attrs
 
+from .arms import (
+    DONE as DONE,
+    TABLE as TABLE,
+    TRAMPOLINE as TRAMPOLINE,
+    Arm as Arm,
+    Returned as Returned,
+    widened as widened,
+)
 from .editor import encode_module, name_bytes, section, sleb, uleb, vector
 from .graph import FromHost, FromPart, ImportName, Layer, Part, Source
 from .reader import read_module
 from .types import VALUE_LIMIT, Export, FuncType, Import, Limits, ModuleInfo, TableType
 
-DONE: Final = 0
-"""Answer of the host: give the guest the results. Arms are numbered from 1, so that a host that
-failed, and answers with zeros, is done."""
-TRAMPOLINE: Final = "trampoline"
-"""Name of the part of a graph that is a trampoline."""
-TABLE: Final = "\x00table"
-"""Name of the export that is the table; no function has it, see `_export_names`."""
 ARMS_LIMIT: Final = 256
 RETURNS_LIMIT: Final = 32
 VALUES_LIMIT: Final = 8192
@@ -43,36 +44,6 @@ and results together. They bound what a hostile module costs; real ones have som
 _BLOCK, _LOOP, _END, _BR, _BR_IF, _BR_TABLE = 0x02, 0x03, 0x0B, 0x0C, 0x0D, 0x0E
 _RETURN, _CALL, _CALL_INDIRECT, _GET, _TEE = 0x0F, 0x10, 0x11, 0x20, 0x22
 _I32_CONST, _EQZ, _VOID, _UNREACHABLE, _I32 = 0x41, 0x45, 0x40, 0x00, 0x7F
-
-
-@attrs.frozen
-class Arm:
-    """An import of a trampoline by which it gets the arguments of an export."""
-
-    number: int
-    """Number of the arm, and index of the export in the table."""
-    export: FuncType
-    """Type of the export."""
-
-    @property
-    def type(self) -> FuncType:
-        """Type of the import."""
-        return FuncType((), self.export.params)
-
-
-@attrs.frozen
-class Returned:
-    """An import of a trampoline by which it gives the host what an export returned."""
-
-    values: tuple[str, ...]
-    """Types of what the export returned."""
-    results: tuple[str, ...]
-    """Types of the results of the reentrant function that goes on."""
-
-    @property
-    def type(self) -> FuncType:
-        """Type of the import."""
-        return FuncType(self.values, (*self.results, "i32"))
 
 
 @attrs.frozen
@@ -89,11 +60,6 @@ class Trampoline:
     """Imports ``("arguments", number)``, one for each signature of exports that it can call."""
     returned: tuple[Returned, ...]
     """Imports ``("returned", number)``."""
-
-
-def widened(function: FuncType) -> FuncType:
-    """Return the type of the host function behind a reentrant function of the guest."""
-    return FuncType(function.params, (*function.results, "i32"))
 
 
 def arms_of(exports: Sequence[FuncType]) -> tuple[FuncType, ...]:

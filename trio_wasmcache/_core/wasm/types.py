@@ -13,6 +13,10 @@ import attrs
 from ..._public import public
 
 HEADER: Final = b"\0asm\x01\0\0\0"
+USER: Final = ""
+"""Name of the part of a graph that is the user's module; see `graph`."""
+COMMAND: Final = "_start"
+"""Export that runs a program from its beginning to its end."""
 PAGE_LIMIT: Final = 65_536  # pages of 64 KiB: the range of 32-bit addresses
 WIDE_PAGE_LIMIT: Final = 1 << 48  # likewise, of 64-bit addresses
 ELEMENT_LIMIT: Final = (1 << 32) - 1  # elements of a table: likewise

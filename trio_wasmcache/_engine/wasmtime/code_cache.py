@@ -34,17 +34,16 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from ctypes import byref, c_void_p
 from pathlib import Path
 from typing import final
 
 from ..._core.errors import CacheDirError, InvalidModuleError
 from ..._core.tiers import OPTIMIZING, Tier
-from ..base import NoMemoryError
 from . import native
 from .compile_locks import CompileLocks
 from .config import new_config
-from .errors import is_no_memory, take_error
+from .errors import take_error
+from .new_module import new_module
 from .private_files import (
     StrangeFileError,
     is_ours,
@@ -65,23 +64,6 @@ MAX_OTHER_SIZE = 64 * 1024
 # How often to look for the record of a file of code, and the seconds in between.
 CHECKS = 100
 WAIT = 0.01
-LEGACY = "legacy_exceptions feature required"
-LEGACY_ADVICE = (
-    ". Build it with the exceptions of the standard: clang -mllvm -wasm-use-legacy-eh=false, or "
-    "Emscripten -sWASM_LEGACY_EXCEPTIONS=0"
-)
-
-
-def new_module(engine: int, wasm: bytes) -> int:
-    """Compile a module, which is the caller's to delete; `InvalidModuleError` if it is none."""
-    made = c_void_p()
-    problem = native.module_new(engine, wasm, len(wasm), byref(made))
-    if problem:
-        message = f"wasmtime can't compile it: {take_error(problem)}"
-        if LEGACY in message:
-            message += LEGACY_ADVICE
-        raise (NoMemoryError if is_no_memory(message) else InvalidModuleError)(message)
-    return native.pointer_in(made)
 
 
 @final

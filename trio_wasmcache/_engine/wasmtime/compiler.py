@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import byref, c_void_p
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import evolve
 
@@ -30,15 +30,13 @@ from ..._core.wasm.editor import (
     keep_exports,
     rename_imports,
 )
-from ..._core.wasm.graph import Graph, Part
 from ..._core.wasm.growth import CodeOffsets, code_offsets, edit_code
-from ..._core.wasm.preparation import add_probes, prepared_info, write_state
 from ..._core.wasm.reader import MalformedModuleError, ModuleInfo, read_module
 from ..._gil import Breath
 from ..base import Artifact, PartCode
 from . import native
-from .code_cache import CodeCache, new_module
 from .errors import load_error, take_error
+from .new_module import new_module
 from .plan import (
     HIDDEN,
     START,
@@ -51,6 +49,10 @@ from .plan import (
 )
 from .reservations import IMAGE_MAPPINGS, instance_reservation
 from .residency import Range
+
+if TYPE_CHECKING:
+    from ..._core.wasm.graph import Graph, Part
+    from .code_cache import CodeCache
 
 Make: TypeAlias = Callable[[Tier, Sequence[bytes]], "list[tuple[bytes, int]]"]
 """Compiles modules in a tier: the code at rest of each, and its bytes once loaded; see `build`."""
@@ -88,14 +90,14 @@ def compile_module(
         raise InvalidModuleError(str(error)) from None
     _check_names(info)
     admitted = admit(info)
-    infos = [part.info for part in admitted.parts] if isinstance(admitted, Graph) else [info]
+    infos = [info] if isinstance(admitted, Edits) else [part.info for part in admitted.parts]
     simple = can_charge(infos) and not any(one.collected for one in infos)
     *earlier, last = tiers_for(first, simple=simple)
 
     def compile_in(tier: Tier) -> Artifact:
-        if isinstance(admitted, Graph):
-            return _compile_graph(make, make_constant, tier, admitted, stack_size, breathe)
-        return _compile_alone(make, tier, wasm, info, admitted, stack_size, breathe)
+        if isinstance(admitted, Edits):
+            return _compile_alone(make, tier, wasm, info, admitted, stack_size, breathe)
+        return _compile_graph(make, make_constant, tier, admitted, stack_size, breathe)
 
     artifact = None
     for tier in earlier:
@@ -107,7 +109,8 @@ def compile_module(
             continue  # it may have what only the next one knows; else that says what is wrong
         break
     artifact = artifact or compile_in(last)
-    return evolve(artifact, debug=keep_debug_sections(wasm, breathe))
+    debug = keep_debug_sections(wasm, breathe)
+    return artifact if debug is None else evolve(artifact, debug=debug)
 
 
 def _compile_alone(
@@ -128,7 +131,8 @@ def _compile_alone(
         data,
         code_size,
         info,
-        evolve(edits, state=None),  # it is written, and may be megabytes
+        # What is written is left out, as it may be megabytes.
+        edits if edits.state is None else evolve(edits, state=None),
         address_space=space,
         mappings=mappings,
         module_mappings=IMAGE_MAPPINGS,
@@ -231,6 +235,8 @@ def _edit(
     if (kept := keep_exports(edited, own, {one.name for one in info.exports})) is not edited:
         edited, own = kept, read_module(kept, breathe, weigh=False)
     if edits.state is not None:
+        from ..._core.wasm.preparation import prepared_info, write_state
+
         edited = write_state(edited, own, edits.state)
         own = read_module(edited, breathe, weigh=False)
         info = prepared_info(info, own)
@@ -241,6 +247,8 @@ def _edit(
     names = note_names(info, edits) if noted else {}
     edited, moves = edit_code(edited, info, names, bodies_offset(wasm), charge=charge)
     if edits.observed is not None and edits.observed.probes:
+        from ..._core.wasm.preparation import add_probes
+
         probes = [body for _, _, body in edits.observed.probes]
         named = list(zip(probe_names(edits.observed), probes, strict=True))
         edited = add_probes(edited, read_module(edited, breathe, weigh=False), named)

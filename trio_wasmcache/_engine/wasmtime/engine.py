@@ -11,34 +11,35 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import cast, final
+from typing import TYPE_CHECKING, cast, final
 
 import trio
 
 from ..._core.config import SystemLimits
-from ..._core.metrics.stats import ResidentBytes
 from ..._core.tiers import FIRST, OPTIMIZING, PROFILED, CompilerName, Tier, tiers_of
 from ..._core.wasm.admission import Edits
-from ..._core.wasm.driver import Shape
-from ..._core.wasm.graph import Graph
-from ..._core.wasm.memory_layout import MemoryShape
 from ..._core.wasm.reader import ModuleInfo
 from ..._threads import run_in_thread
 from ..base import Artifact, HostImport, StartCall
 from ..compile_slots import AnyTurn, CompileSlots, Turn
 from . import native
-from .code_cache import CodeCache
 from .compiler import Make, build, compile_module
 from .config import new_config
-from .drivers import Drivers, WasmtimeDriverCode
 from .instance import WasmtimeInstance
 from .module import WasmtimeModule
 from .reservations import read_system_limits
 from .residency import Range, count_resident, find_stacks
-from .restore_trial import prove
 from .store import Tally
-from .subprocess import SubprocessCompiler
 from .text import to_wasm
+
+if TYPE_CHECKING:
+    from ..._core.metrics.stats import ResidentBytes
+    from ..._core.wasm.driver import Shape
+    from ..._core.wasm.graph import Graph
+    from ..._core.wasm.memory_layout import MemoryShape
+    from .code_cache import CodeCache
+    from .drivers import Drivers, WasmtimeDriverCode
+    from .subprocess import SubprocessCompiler
 
 # Number of compiles at the same time. Each uses one thread: on all cores it would starve the event
 # loop of a small machine, and never end in a forked process (`tests/bench/PROFILE.md` has more).
@@ -114,7 +115,7 @@ class WasmtimeEngine:
         self._driver_compilers = trio.CapacityLimiter(MAX_DRIVER_COMPILES)
         self._counters = trio.CapacityLimiter(MAX_COUNTS)
         self._files = trio.CapacityLimiter(MAX_FILES)
-        self._drivers = {tier: Drivers() for tier in self._engines}
+        self._drivers: dict[Tier, Drivers] = {}
         self._constants = Constants()
 
     @property
@@ -138,7 +139,7 @@ class WasmtimeEngine:
         if tier not in PROFILED and tier not in self._engines and self._engines:
             config = new_config(self._stack_size, tier)
             self._engines[tier] = native.wasm_engine_new_with_config(config)
-            self._tallies[tier], self._drivers[tier] = Tally(), Drivers()
+            self._tallies[tier] = Tally()
 
     def substitute(self, name: str, wasm: object) -> None:
         """Return None: it runs what it is given."""
@@ -238,9 +239,12 @@ class WasmtimeEngine:
         initialize: Sequence[StartCall],
         turn: AnyTurn | None = None,
     ) -> Artifact:
-        return await self._in_compiler(
-            lambda engines: prove(engines, artifact, tuple(hosts), tuple(initialize)), turn
-        )
+        def proved(engines: Mapping[Tier, int]) -> Artifact:
+            from .restore_trial import prove
+
+            return prove(engines, artifact, tuple(hosts), tuple(initialize))
+
+        return await self._in_compiler(proved, turn)
 
     async def count_resident(
         self,
@@ -260,11 +264,16 @@ class WasmtimeEngine:
         found = await run_in_thread(
             count_resident, groups, abandon_on_cancel=True, limiter=self._counters
         )
+        from ..._core.metrics.stats import ResidentBytes
+
         return ResidentBytes(**dict(zip(("idle", "running", "code", "stacks"), found, strict=True)))
 
     async def driver(self, shape: Shape | MemoryShape, tier: Tier) -> WasmtimeDriverCode:
+        from .drivers import Drivers
+
         engine = functools.partial(self.open, tier)
-        return await self._drivers[tier].get(engine, shape, self._driver_compilers)
+        drivers = self._drivers.setdefault(tier, Drivers())
+        return await drivers.get(engine, shape, self._driver_compilers)
 
     def close(self) -> None:
         self.compile_slots.close()

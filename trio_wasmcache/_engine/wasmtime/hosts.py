@@ -31,8 +31,8 @@ import trio
 
 from ..._core.errors import LoadError
 from ..._core.wasm.admission import no_crossing, signature
+from ..._core.wasm.arms import DONE, TABLE, TRAMPOLINE, Arm, Returned, widened
 from ..._core.wasm.reader import FuncType
-from ..._core.wasm.trampoline import DONE, TABLE, TRAMPOLINE, Arm, Returned, widened
 from ..._core.wasm.values import wasm_values
 from ..base import HostCall, HostImport
 from . import native

@@ -5,20 +5,16 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Hashable
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import trio
 
 from ..._core.config import WASM_PAGE
 from ..._core.wasm.admission import TABLE_ELEMENT_SIZE
-from ..._core.wasm.coredump import DumpedInstance
-from ..._core.wasm.preparation import FrozenState
 from ..._core.wasm.reader import PAGE_LIMIT, FuncType
 from ..base import GuestDriver, Samples
 from . import native
-from .dumping import dump
 from .errors import told_apart
-from .freezing import freeze
 from .function import Callers, WasmtimeFunction
 from .hosts import INSTANCES
 from .linking import LinkedModule, Start
@@ -29,6 +25,10 @@ from .residency import Range
 from .restore import Restoring
 from .starting import Lent, Starting
 from .store import Pieces, Store
+
+if TYPE_CHECKING:
+    from ..._core.wasm.coredump import DumpedInstance
+    from ..._core.wasm.preparation import FrozenState
 
 # A memory is measured in bytes.
 MEMORY_UNIT = 1
@@ -120,12 +120,16 @@ class WasmtimeInstance(Store):
         return self._restoring is not None and self._restoring.reset(keep)
 
     def freeze(self) -> dict[str, FrozenState]:
+        from .freezing import freeze
+
         return freeze(self, self.module.callers)
 
     def pass_samples(self, sink: Samples | None) -> None:
         """Do nothing: its code takes no samples. See `sampling`."""
 
     def dump(self, most: int) -> tuple[DumpedInstance, ...]:
+        from .dumping import dump
+
         return dump(self, most)
 
     def function(self, name: str) -> WasmtimeFunction:

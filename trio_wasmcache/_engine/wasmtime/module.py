@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from ..._core.tiers import PROFILED
 from ..base import Artifact, HostImport
 from .instance import WasmtimeInstance
 from .linking import LinkedModule
-from .sampling import FrameReader, SampledInstance, Sampler
 from .store import Tally
+
+if TYPE_CHECKING:
+    from .sampling import Sampler
 
 # Of the stores whose guests call host functions: how these find them.
 _numbers = itertools.count(1)
@@ -27,6 +29,8 @@ class WasmtimeModule(LinkedModule):
     ) -> None:
         super().__init__(engine, artifact, hosts, tally)
         if artifact.tier not in PROFILED:
+            from .sampling import FrameReader, Sampler
+
             reader = FrameReader(artifact)
             self._sampler = Sampler(self.engine, reader, self.native_parts(reader.numbers))
 
@@ -34,6 +38,8 @@ class WasmtimeModule(LinkedModule):
         number = next(_numbers) if self.hosts.imports else 0
         sampler = self._sampler
         if sampler is not None:
+            from .sampling import SampledInstance
+
             return SampledInstance(self, sampler, number, fuel, yield_fuel)
         return WasmtimeInstance(self, number, fuel, yield_fuel)
 

@@ -19,7 +19,6 @@ Rules:
 # No `from __future__ import annotations`: they are read here, when each function is declared.
 
 import ctypes
-import importlib.metadata
 from collections.abc import Callable
 from ctypes import (
     CFUNCTYPE,
@@ -217,6 +216,8 @@ def check(*libraries: Library) -> None:
     """
     missing = sorted(name for library in libraries for name in library.missing)
     if missing or any(library.is_too_old() for library in libraries):
+        import importlib.metadata  # takes 10 ms
+
         version = importlib.metadata.version("wasmtime")
         problem = f"lacks {', '.join(missing)}" if missing else "is too old"
         raise ImportError(

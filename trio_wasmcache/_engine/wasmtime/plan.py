@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
 from ..._core.config import WASM_PAGE
 from ..._core.wasm.admission import Edits, memory_remedy, rest_size
-from ..._core.wasm.graph import FromHost, FromPart, Graph, Part
 from ..._core.wasm.growth import UNMOVED, CodeOffsets, Note, notes_of
-from ..._core.wasm.preparation import Observed
 from ..._core.wasm.reader import Export, FuncType, ModuleInfo
 from ..._core.wasm.restorer import Restorer
 from ..base import Artifact
 from . import native
 from .errors import Offsets
+
+if TYPE_CHECKING:
+    from ..._core.wasm.graph import Graph, Part
+    from ..._core.wasm.preparation import Observed
 
 # No name that a toolchain emits, so it won't collide with the module's own exports.
 HIDDEN = "\x00trio_wasmcache:"
@@ -182,6 +184,8 @@ def compiled_imports(graph: Graph, part: Part) -> dict[tuple[str, str], tuple[st
     They are the name of the other part, and the name by which it exports: so all of its exports can
     be given to a linker at once, for whatever part imports them by whatever names.
     """
+    from ..._core.wasm.graph import FromHost
+
     numbers = {one.name: number for number, one in enumerate(graph.parts)}
     return {
         name: (HOST, str(source.index))
@@ -215,11 +219,11 @@ def hidden_exports(info: ModuleInfo, edits: Edits) -> list[Export]:
 
 def make_plan(artifact: Artifact) -> Plan:
     """Work out what every instance of an artifact needs to know."""
-    plan = _plan_of(artifact.info, artifact.edits, artifact.offsets)
-    graph = artifact.graph
+    info, edits, graph = artifact.info, artifact.edits, artifact.graph
     if graph is None:
-        later = starts_later(artifact.info, artifact.edits)
-        return evolve(plan, starts_later=later, remedy=memory_remedy(*artifact.modules))
+        later, remedy = starts_later(info, edits), memory_remedy(*artifact.modules)
+        return _plan_of(info, edits, artifact.offsets, starts_later=later, remedy=remedy)
+    plan = _plan_of(info, edits, artifact.offsets)
     parts = _plan_parts(graph)
     infos = [part.info for part in graph.parts]
     offsets = {
@@ -240,6 +244,8 @@ def make_plan(artifact: Artifact) -> Plan:
 
 
 def _plan_parts(graph: Graph) -> tuple[PartPlan, ...]:
+    from ..._core.wasm.graph import FromHost, FromPart
+
     numbers = {part.name: number for number, part in enumerate(graph.parts)}
     givers = {
         source.part
@@ -294,6 +300,8 @@ def _linked_tables(
         homes: {part and index of a table: what is returned}, of the tables of earlier parts; those
             of this part are added.
     """
+    from ..._core.wasm.graph import FromPart
+
     linked = {}
     imported = [item for item in part.info.imports if item.kind == "table"]
     for index, item in enumerate(imported):
@@ -310,8 +318,10 @@ def _linked_tables(
     return linked
 
 
-def _plan_of(info: ModuleInfo, edits: Edits, offsets: CodeOffsets, *, noted: bool = True) -> Plan:
-    """Work out what every instance of a module needs to know, by itself."""
+def _plan_of(
+    info: ModuleInfo, edits: Edits, offsets: CodeOffsets, *, noted: bool = True, **more: Any
+) -> Plan:
+    """Work out what every instance of a module needs to know, by itself; `more`: further fields."""
     names: dict[tuple[str, int], str] = {}
     for export in (*info.exports, *hidden_exports(info, edits)):
         names.setdefault((export.kind, export.index), export.name)
@@ -359,6 +369,7 @@ def _plan_of(info: ModuleInfo, edits: Edits, offsets: CodeOffsets, *, noted: boo
         dumped=_dumped(info, names) if edits.dumped else None,
         abi_state=edits.abi_state,
         notes=tuple((note_of[note.memory], names["memory", note.memory], note) for note in notes),
+        **more,
     )
 
 

@@ -15,7 +15,8 @@ from typing import Any, get_type_hints
 
 from attrs import Factory, define
 
-from ..._core.events import EVENTS, SCHEMA_VERSION, Event, Reason, Stamped
+from ..._core.event_kinds import EVENTS
+from ..._core.events import SCHEMA_VERSION, Event, Reason, Stamped
 from ..._core.snapshot import Item
 from .schema import STAMP_TYPES, item_type, types_of
 

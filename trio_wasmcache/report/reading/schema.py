@@ -16,7 +16,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from attrs import fields
 
-from ..._core.events import EVENTS, SCHEMA_VERSION, Event, Stamped
+from ..._core.event_kinds import EVENTS
+from ..._core.events import SCHEMA_VERSION, Event, Stamped
 from ..._core.snapshot import Item
 from ..._public import described_fields
 

@@ -49,13 +49,13 @@ from ..._core.events import (
     Removed,
     Requested,
     Resized,
-    SnapshotPart,
     Stamped,
 )
 from ..._core.policy.instances import Step
 from ..._core.policy.lifecycle import IllegalStepError, State
 from ..._core.policy.policy import Policy
 from ..._core.policy.records import Request, RequestClosed, Stage
+from ..._core.snapshot import SnapshotPart
 from .driving import Driver
 from .start import Beginning, Fed, Start
 

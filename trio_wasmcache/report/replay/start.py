@@ -12,9 +12,10 @@ from collections import deque
 
 from attrs import Factory, define, frozen
 
-from ..._core.events import OfConfig, Opened, SnapshotPart, Stamped
+from ..._core.events import OfConfig, Opened, Stamped
 from ..._core.policy.copying import Whole
 from ..._core.policy.records import Request
+from ..._core.snapshot import SnapshotPart
 from .books import Books, config_of, system_of
 
 # Number of events held back, of all caches of a log together, while no beginning is known. At 1 KB

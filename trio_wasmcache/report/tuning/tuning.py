@@ -26,11 +26,10 @@ from ..._core.events import (
     Removed,
     Requested,
     Resized,
-    SnapshotPart,
     Stamped,
 )
 from ..._core.policy.lifecycle import State
-from ..._core.snapshot import SnapshotGroup
+from ..._core.snapshot import SnapshotGroup, SnapshotPart
 from ..replay.books import Limits, limits_of
 from ..replay.replay import is_end_of_corrupted
 from ..replay.start import Beginning, Fed, Start
