@@ -18,6 +18,7 @@ from fuzz.verdict import ENGINE
 from hypothesis import given, strategies as st
 from kits import tries
 
+from trio_wasmcache._core.wasm import reader
 from trio_wasmcache._core.wasm.editor import clamp_maxima, name_bytes, section, uleb, vector
 from trio_wasmcache._core.wasm.reader import (
     BREATHS,
@@ -803,3 +804,30 @@ def test_mutated_modules(wasm: bytes) -> None:
     info = read_or_refuse(wasm)
     if info is not None and is_valid(wasm) and not mentions_what_aborts(info):
         assert_agrees_with_wasmtime(wasm, info)
+
+
+def outcome(wasm: bytes) -> object:
+    """What reading a module gives: its declarations, or the error."""
+    try:
+        return read_module(wasm)
+    except (MalformedModuleError, ExcessiveModuleError) as error:
+        return type(error), str(error)
+
+
+@tries(500)
+@given(mutated_modules())
+def test_plain_bodies_are_read_as_others_are(wasm: bytes) -> None:
+    """The short way for most functions gives what the long one does, and refuses the same."""
+    found = outcome(wasm)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader._Reader, "plain_body", lambda self: 0)
+        patch.setattr(reader._Reader, "plain_functions", lambda self, count: 0)
+        assert outcome(wasm) == found
+
+
+def test_a_function_takes_few_lines() -> None:
+    """Most functions of real modules are plain: a size, some locals, and a run of instructions."""
+    body = b"\1\2\x7f" + b"\x20\0\x41\1\x6a\x21\0" * 30 + b"\x0b"
+    wasm = module(TYPE, (3, vector([b"\0"] * 500)), (10, vector([sized(body)] * 500)))
+    read_module(wasm)  # makes the pattern
+    assert lines_run(partial(read_module, wasm)) < 45 * 500
