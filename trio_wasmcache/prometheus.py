@@ -61,7 +61,7 @@ GAUGES = (
     ("running_size", "running_instances_bytes", "What running instances may touch at most."),
     ("max_running_size", "max_running_instances_bytes", "The limit of that; +Inf: there is none."),
     ("scratch_size", "scratch_bytes", "What batches keep in idle and running instances."),
-    ("results_size", "results_bytes", "Memory kept for the results of the next batch."),
+    ("results_size", "results_bytes", "Memory kept for the results of the next batches."),
     ("pending_results_size", "pending_results_bytes", "Results of calls and batches under way."),
     ("max_result_size", "max_result_bytes", "The limit of each of these: max_result_size."),
     ("code_size", "code_bytes", "Code of loaded modules and stacks of running instances."),

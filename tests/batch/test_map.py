@@ -25,7 +25,7 @@ from trio_wasmcache._batch.chunks import LONG
 from trio_wasmcache._core.tally import Tally
 from trio_wasmcache._core.wasm.driver import CELLS, Shape, layout
 from trio_wasmcache._engine.wasmtime.instance import WasmtimeInstance
-from trio_wasmcache._runtime.results import KEPT, MAPPED, ResultMemory
+from trio_wasmcache._runtime.results import KEPT, MAPPED, PIECES, ResultMemory
 from trio_wasmcache.testing import snapshot
 
 TWO = ("i64", "i64")
@@ -299,6 +299,11 @@ async def test_more_results_than_there_is_memory_for(kit: Kit) -> None:
         assert (await lease.map([[1]])).tolist() == [2]
 
 
+def kept_by(memory: ResultMemory) -> list[Any]:
+    """The memory that is kept, that lent last at the end."""
+    return [piece.memory for piece in memory._kept]
+
+
 async def test_memory_of_results_is_used_again(kit: Kit) -> None:
     """But only when nobody sees it any more: not the result, nor a slice, nor another's view."""
     async with held(kit, same(kit, "i64")) as (cache, lease):
@@ -307,14 +312,29 @@ async def test_memory_of_results_is_used_again(kit: Kit) -> None:
         results = cache._pool.results
         for part in (slice(0, None), slice(5, None, 2)):
             view = (await lease.map([one]))[part]
-            kept = results._kept
+            (*_, kept) = kept_by(results)
             assert await lease.map([two]) == two
-            assert results._kept is not kept
+            assert kept_by(results)[-1] is not kept
             assert view.tolist() == [1] * len(view)
             del view
-            kept = results._kept
+            pieces = kept_by(results)
             assert await lease.map([one]) == one
-            assert results._kept is kept
+            assert kept_by(results)[-1] in pieces
+        assert len(kept_by(results)) == 2
+
+
+async def test_each_result_is_held_until_the_next(kit: Kit) -> None:
+    """Two pieces of memory take turns."""
+    async with held(kit, same(kit, "i64")) as (cache, lease):
+        column = array("q", [1]) * (MAPPED // 8)
+        places = []
+        result = None
+        for _ in range(6):
+            result = await lease.map([column])
+            places.append(result.obj)
+        assert places[2:] == places[:2] * 2
+        assert result == column
+        assert cache.stats().results_size == 2 * MAPPED
 
 
 async def test_memory_of_results_is_kept_until_something_is_evicted(kit: Kit) -> None:
@@ -335,16 +355,31 @@ def test_what_memory_of_results_is_kept() -> None:
     memory = ResultMemory()
     tally = Tally(2**40)
     memory.take(KEPT + 1, tally)
-    assert memory._kept is None
+    assert kept_by(memory) == []
     memory.take(4 * MAPPED, tally)
-    kept = memory._kept
-    assert kept is not None
+    (kept,) = kept_by(memory)
     for size in (MAPPED - 1, MAPPED, 2 * MAPPED - 1):
         assert memory.take(size, tally).obj is not kept
-        assert memory._kept is kept
+        assert kept_by(memory) == [kept]
     for size in (2 * MAPPED, 4 * MAPPED):
         assert memory.take(size, tally).obj is kept
-    assert memory.take(4 * MAPPED + 1, tally).obj is memory._kept is not kept
+    assert memory.take(4 * MAPPED + 1, tally).obj is kept_by(memory)[-1] is not kept
+
+
+def test_how_much_memory_of_results_is_kept() -> None:
+    """A few pieces, up to a limit for all; those go that were lent longest ago."""
+    memory = ResultMemory()
+    tally = Tally(2**40)
+    views = [memory.take(MAPPED, tally) for _ in range(PIECES + 2)]
+    assert kept_by(memory) == [view.obj for view in views[2:]]
+    assert tally.held == 2 * MAPPED  # what is not kept any more
+    views[2] = memory.take(MAPPED, tally)
+    large = memory.take(KEPT - MAPPED, Tally(2**40))
+    assert kept_by(memory) == [views[2].obj, large.obj]
+    assert memory.size == KEPT
+    memory.forget()
+    assert memory.size == 0
+    assert tally.held == tally.size
 
 
 async def test_checking_a_column_is_cpu_time_of_the_group(kit: Kit) -> None:

@@ -75,9 +75,9 @@ class Tally:
         """Note that so many of its bytes lie in memory that is counted elsewhere."""
         self.kept += size
 
-    def unkeep(self) -> None:
-        """Note that none of its bytes lie in memory that is counted elsewhere."""
-        self.kept = 0
+    def unkeep(self, size: int) -> None:
+        """Note that so many of its bytes lie no longer in memory that is counted elsewhere."""
+        self.kept -= min(size, self.kept)
 
     def add(self, size: int) -> None:
         """Count `size` bytes about to be allocated, or, if few, just allocated.

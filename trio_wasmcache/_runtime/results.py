@@ -6,7 +6,8 @@ results belong to the caller.
 The kernel takes one or two microseconds to map a page, as long as the guest takes to fill it with
 numbers. The C library may keep freed memory or return it to the kernel, depending on the other
 contents of its heap. So results have memory of their own, which is not filled with zeros first, and
-the memory of the last results is used again once nothing refers to it.
+the memory of the last results is used again once nothing refers to it: of several, as mostly the
+result of one batch is still there when the next one runs.
 
 Rejected: pages of 2 MiB. They are mapped ten times as fast, but some virtual machines have to ask
 their host for each, and stand still for 5 ms.
@@ -23,8 +24,10 @@ from attrs import Factory, define
 from .._core.config import KiB, MiB
 from .._core.tally import Tally
 
-# Sizes from which on results get memory of their own, and up to which it is kept (bytes).
+# Size from which on results get memory of their own, and of all that is kept (bytes).
 MAPPED, KEPT = 128 * KiB, 16 * MiB
+# Pieces of memory that are kept, at most.
+PIECES = 4
 
 
 @final
@@ -58,24 +61,42 @@ class ResultBook:
 
 
 @final
+@define(eq=False)
+class _Piece:
+    """Memory that is kept for results."""
+
+    memory: mmap.mmap
+    lent: weakref.WeakKeyDictionary[Tally, int] = Factory(weakref.WeakKeyDictionary)
+    """{tally of results in it: bytes of them}"""
+
+    def lend(self, size: int, tally: Tally) -> memoryview:
+        """Return `size` bytes of it, which the tally does not count any more."""
+        tally.keep(size)
+        self.lent[tally] = size
+        return memoryview(self.memory)[:size]
+
+
+@final
 class ResultMemory:
-    """Provides memory for the results of batches, and keeps one piece of it for later ones."""
+    """Provides memory for the results of batches, and keeps some of it for later ones."""
 
     def __init__(self) -> None:
-        self._kept: mmap.mmap | None = None
-        self._lent: weakref.WeakSet[Tally] = weakref.WeakSet()  # of results in the kept memory
+        self._kept: list[_Piece] = []  # the last lent at the end
 
     @property
     def size(self) -> int:
         """Bytes that are kept."""
-        return 0 if self._kept is None else len(self._kept)
+        return sum(len(piece.memory) for piece in self._kept)
 
     def forget(self) -> None:
         """Keep no memory: it is freed now, or when nothing refers to it any more."""
-        self._kept = None
-        for tally in self._lent:
-            tally.unkeep()
-        self._lent.clear()
+        while self._kept:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Keep the memory no longer that was lent longest ago."""
+        for tally, size in self._kept.pop(0).lent.items():
+            tally.unkeep(size)
 
     def take(self, size: int, tally: Tally) -> memoryview:
         """Return `size` bytes of writable memory; it may contain old results, so fill all of it.
@@ -89,24 +110,22 @@ class ResultMemory:
         tally.add(size)
         if size < MAPPED:
             return memoryview(bytearray(size))
-        kept = self._kept
-        if kept is not None and size <= len(kept) <= 2 * size and _is_free(kept):
-            self._lend(size, tally)
-            return memoryview(kept)[:size]
+        for piece in self._kept:
+            if size <= len(piece.memory) <= 2 * size and _is_free(piece.memory):
+                self._kept.remove(piece)
+                self._kept.append(piece)
+                return piece.lend(size, tally)
         try:
             made = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError):
             raise MemoryError(f"there is no memory for {size} bytes of results") from None
         # Much smaller memory would be of no use for the next batch.
-        if size <= KEPT and (kept is None or len(kept) <= 2 * size):
-            self.forget()
-            self._kept = made
-            self._lend(size, tally)
-        return memoryview(made)[:size]
-
-    def _lend(self, size: int, tally: Tally) -> None:
-        tally.keep(size)
-        self._lent.add(tally)
+        if size > KEPT or any(len(piece.memory) > 2 * size for piece in self._kept):
+            return memoryview(made)
+        while self._kept and (len(self._kept) == PIECES or self.size + size > KEPT):
+            self._drop()
+        self._kept.append(_Piece(made))
+        return self._kept[-1].lend(size, tally)
 
 
 def _is_free(kept: mmap.mmap) -> bool:

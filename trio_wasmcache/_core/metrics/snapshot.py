@@ -135,7 +135,7 @@ class NativeSnapshot:
     scratch_size: int
     """Bytes of the scratch memories of `Lease.map`, in all instances."""
     results_size: int
-    """Bytes that are kept for the results of the next batch."""
+    """Bytes that are kept for the results of the next batches."""
     pending_results_size: int
     """Bytes of results that were not returned yet."""
 

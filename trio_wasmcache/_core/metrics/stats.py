@@ -211,7 +211,7 @@ class CacheStats:
     scratch_size: int
     """Bytes of the scratch memories of batches. They are part of `total_size` or `running_size`."""
     results_size: int
-    """Bytes of memory kept for the results of the next batch; freed when something is evicted."""
+    """Bytes of memory kept for the results of the next batches; freed when something is evicted."""
     pending_results_size: int
     """Bytes of results of calls and batches under way: copies from guests, and the values made of
     them. A returned result belongs to the caller and is not counted."""
