@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -728,3 +730,17 @@ async def from_asyncio() -> None:
 
 def test_the_asyncio_face() -> None:
     asyncio.run(from_asyncio())
+
+
+async def test_a_call_that_takes_a_detour_keeps_nothing() -> None:
+    """An error that is raised again and again would keep the frames, with all that is in them."""
+    async with open_real_cache() as cache:
+        total = await cache.register("total", PURE, export=f"{FUNCS}#total")
+        async with total.acquire() as lease:
+            with pytest.raises(TypeError):
+                await lease.call(["no number"])
+            kept = weakref.ref(lease)
+        cache.remove("total")
+        del lease
+        gc.collect()
+        assert kept() is None

@@ -48,7 +48,7 @@ from .._core.wit.types import (
 from .._core.wit.values import Case, Err, Ok, Some, record_class
 from .base import PAUSE, Convert, Value
 from .bytes_and_text import lift_text
-from .canonical_lower import DETOUR, NUMBERS_SHIFT, PAIR, PIECE, TEXT_SHIFT
+from .canonical_lower import NUMBERS_SHIFT, PAIR, PIECE, TEXT_SHIFT, Detour
 from .canonical_numbers import CODES, ELEMENTS, NUMBERS, numbers_in
 from .elements import LIST_SIZE, NUMBERS_PIECE
 from .gil import breathe
@@ -101,7 +101,7 @@ class Lifting:
         """Count values about to be made."""
         self.left -= number
         if self.left < 0:
-            raise DETOUR
+            raise Detour
 
     def place(
         self, what: str, at: int, size: int, align: int, *, check: bool = False
@@ -121,7 +121,7 @@ class Lifting:
             raise AbiError(f"{self.got} {what} at address {at}, which is not a multiple of {align}")
         if self.fetch is not None:
             if size > COPY_PIECE and not check and self.left < math.inf:
-                raise DETOUR  # before it is copied at once
+                raise Detour  # before it is copied at once
             try:
                 return self.fetch(*((at + size - 1, 1) if check else (at, size))), 0
             except IndexError:
@@ -186,7 +186,7 @@ class Lifting:
         """Return the text of a part of the memory."""
         self.left -= 1 + (size >> TEXT_SHIFT)
         if self.left < 0:
-            raise DETOUR
+            raise Detour
         if self.cursor is None:
             buffer, begin = self.place("a string", at, size, 1)
         else:  # as `place` does, which is a third of all for a short text

@@ -64,8 +64,6 @@ class Detour(Exception):
     """The values can't be converted so: they take code of their classes, or they take long."""
 
 
-DETOUR: Final = Detour()
-
 Block: TypeAlias = "tuple[int, Data | bytearray, int, int]"
 """Alignment; content; number of the block that refers to it, or `FLAT`; where its address goes: an
 offset in that block, or an index of the flat values."""
@@ -87,13 +85,13 @@ class Lowering:
     def detour(self) -> None:
         """Raise `Detour` if the job is strict."""
         if self.strict:
-            raise DETOUR
+            raise Detour
 
     def take(self, number: int) -> None:
         """Count values about to be converted."""
         self.left -= number
         if self.left < 0:
-            raise DETOUR
+            raise Detour
 
 
 Store: TypeAlias = Callable[[Value, bytearray, int, Lowering, int], None]
@@ -257,7 +255,7 @@ def _encode(value: Value, job: Lowering) -> tuple[Data, int]:
             raise TypeError(f"string takes a str, got {shown(value)}")
     job.left -= 1 + (str.__len__(value) >> TEXT_SHIFT)
     if job.left < 0:
-        raise DETOUR
+        raise Detour
     try:
         data = str.encode(value)
     except UnicodeEncodeError as error:
@@ -322,14 +320,14 @@ def _numbers(one: List, name: str) -> Callable[[Value, Lowering], tuple[Data, in
             job.take(1 + (len(value) >> NUMBERS_SHIFT))
             if job.strict:
                 if not only.issuperset(map(type, value)):
-                    raise DETOUR
+                    raise Detour
                 try:
                     return elements.lower(value), len(value)
                 except MISFITS:
-                    raise DETOUR from None
+                    raise Detour from None
         elif job.strict:
             if not is_bytes or type(value) is not bytes:
-                raise DETOUR
+                raise Detour
             return value, len(value)
         elif is_bytes and (data := _view(value, job)) is not None:
             return data, _checked(title, len(data))
@@ -495,7 +493,7 @@ def _flags(one: Flags) -> Lowerer:
         if job.strict and (
             type(value) not in (frozenset, set) or not {str}.issuperset(map(type, value))
         ):
-            raise DETOUR
+            raise Detour
         if isinstance(value, (str, Mapping)) or not isinstance(value, (set, frozenset, Sequence)):
             raise TypeError(f"{title} takes a set of str, got {shown(value)}")
         found = 0

@@ -630,13 +630,13 @@ class Texts:
             if isinstance(operation, Wrote):
                 data = self.redact(f"{name} wrote", operation.data)
                 if not isinstance(data, bytes):
-                    raise WITHHELD
+                    raise _WithheldError
                 operation = evolve(operation, data=data)
             made.operations.append(operation)
         if isinstance(answer.outcome, Returned):
             values = self.redact(f"{name} returned", answer.outcome.values)
             if not isinstance(values, tuple) or not all(type(it) in (int, float) for it in values):
-                raise WITHHELD
+                raise _WithheldError
             made.outcome = Returned(values)
         return made
 

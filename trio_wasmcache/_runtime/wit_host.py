@@ -23,7 +23,7 @@ from attrs import define, field, frozen
 
 from .._abi.base import PAUSE, Convert, Value
 from .._abi.canonical_lift import Lifting, collect_all, collect_flat, lifter
-from .._abi.canonical_lower import DETOUR, FLAT, MISFITS, Block, Detour, Lowering, lowerer
+from .._abi.canonical_lower import FLAT, MISFITS, Block, Detour, Lowering, lowerer
 from .._abi.gil import MANY, breathe
 from .._abi.packing import Data
 from .._abi.plain import reworded
@@ -435,7 +435,7 @@ class WitHost:
             # Views end here, and others may change what they show while the guest allocates.
             size = sum([len(data) for _, data, _, _ in job.blocks if _own(data) is None])
             if size > PIECE and left < math.inf:
-                raise DETOUR
+                raise Detour
             return [(align, _kept(data), owner, at) for align, data, owner, at in job.blocks]
 
     def _place(self, blocks: list[Block], call: HostCall) -> WasmValues | Pauses:
