@@ -278,6 +278,44 @@ async def test_capacity_can_be_changed(fake: FakeKit) -> None:
         assert inside == 4
 
 
+@pytest.mark.parametrize("looked_at", [False, True])
+async def test_capacity_below_what_is_in_use(looked_at: bool, fake: FakeKit) -> None:
+    """Those inside stay and leave as ever; others wait until fewer are left than it allows."""
+    async with fake.open() as cache:
+        f = await add(cache, "f", fake.adding(1), concurrency=9)
+        inside: list[int] = []
+        leave = [trio.Event() for _ in range(5)]
+
+        async def use(number: int) -> None:
+            async with f.acquire():
+                inside.append(number)
+                await leave[number].wait()
+
+        async with cache.scheduling_group("g", capacity=3) as group:
+            for number in range(3):
+                group.start_soon(use, number)
+                await wait_all_tasks_blocked()
+            group.resize(capacity=1)
+            if looked_at:
+                assert group.limiter.borrowed_tokens == 3
+            group.start_soon(use, 3)
+            await wait_all_tasks_blocked()
+            for number in range(2):
+                leave[number].set()
+                await wait_all_tasks_blocked()
+                assert inside == [0, 1, 2]
+            leave[2].set()
+            await wait_all_tasks_blocked()
+            assert inside == [0, 1, 2, 3]
+            group.start_soon(use, 4)
+            await wait_all_tasks_blocked()
+            assert inside == [0, 1, 2, 3]
+            check_invariants(cache)
+            leave[3].set()
+            leave[4].set()
+        assert inside == [0, 1, 2, 3, 4]
+
+
 async def test_the_limiter_knows_who_had_tokens_before_anyone_looked(fake: FakeKit) -> None:
     """Looking at it late, or never, makes no difference to who is let in and who waits."""
     async with fake.open() as cache:

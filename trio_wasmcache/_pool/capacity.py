@@ -128,9 +128,10 @@ class Capacity:
     def _need_limiter(self) -> trio.CapacityLimiter:
         """Return Trio's limiter; a new one is made with the tokens of all owners borrowed."""
         if self.limiter is None:
-            self.limiter = trio.CapacityLimiter(self.total)
+            self.limiter = limiter = trio.CapacityLimiter(math.inf)
             for task in self.owners:
-                self.limiter.acquire_on_behalf_of_nowait((self, task))
+                limiter.acquire_on_behalf_of_nowait((self, task))
+            limiter.total_tokens = self.total  # maybe fewer than are borrowed, after a `resize`
         return self.limiter
 
 
