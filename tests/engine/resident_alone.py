@@ -38,8 +38,9 @@ async def test_each_kind_is_told_apart() -> None:
         nothing = await cache.resident_bytes()
         assert (nothing.total, nothing.stacks) == (0, 0)
         async with f.acquire() as one, f.acquire() as two:
-            await one.call(10, 0)
-            await two.call(100, 0)
+            for _ in range(2):  # the first call of an instance may have no stack of its own
+                await one.call(10, 0)
+                await two.call(100, 0)
             both = await cache.resident_bytes()
             assert (both.idle, both.running) == (0, 110 * PAGE)
             assert 0 < both.code <= f.code_size
@@ -59,7 +60,8 @@ async def test_idle_instances_keep_the_stacks_they_touched() -> None:
     async with quiet_cache(stack_size=STACK_SIZE) as cache:
         f = await cache.register("f", TOUCH, args=("i32", "i32"), export="f")
         assert cache.stats().idle_stacks_size == 0
-        await f.call(1, 10_000)
+        for _ in range(2):
+            await f.call(1, 10_000)
         kept = (await cache.resident_bytes()).stacks
         stats = cache.stats()
         assert 300 * KiB < kept <= stats.idle_stacks_size == STACK

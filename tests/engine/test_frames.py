@@ -34,8 +34,8 @@ FUEL, SLICE, LONG = 100_000, 1_000, 1_000
 
 
 @asynccontextmanager
-async def instances(count: int) -> AsyncIterator[list[WasmtimeInstance]]:
-    """So many instances of one module."""
+async def instances(count: int, *, used: bool = True) -> AsyncIterator[list[WasmtimeInstance]]:
+    """So many instances of one module; if they are `used`, no call runs without a future."""
     engine = WasmtimeEngine(512 * KiB)
     artifact = await engine.compile(wat(SOURCE), lambda info: check_limits(info, "frames", 0, 0))
     module = await engine.load(artifact, ())
@@ -43,6 +43,7 @@ async def instances(count: int) -> AsyncIterator[list[WasmtimeInstance]]:
     for instance in made:
         assert instance.poll()
         instance.started()
+        instance.untouched = instance.untouched and not used
     yield made
     for instance in made:
         instance.close()
@@ -86,26 +87,28 @@ async def test_how_one_call_ends_is_not_told_of_another() -> None:
         assert finish(long) == 1
 
 
-@pytest.mark.parametrize("many", [1, LONG])
+@pytest.mark.parametrize(("many", "used"), [(1, True), (LONG, True), (1, False)])
 async def test_a_trap_that_nobody_was_told_of_is_not_told_of_another(
-    many: int, monkeypatch: pytest.MonkeyPatch
+    many: int, used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The handler of a signal may raise when a call has ended, before it is looked at how."""
-    delete = native.hot_delete
+    ends = "hot_delete" if used else "hot_call_at_once"
+    end = getattr(native, ends)
 
     def handle(*_: object) -> None:
         raise InterruptedError
 
-    def interrupted(future: object) -> None:
-        delete(future)
+    def interrupted(*arguments: object) -> object:
+        ended = end(*arguments)
         if armed:
             signal.raise_signal(signal.SIGUSR1)
+        return ended
 
     armed = False
-    monkeypatch.setattr(native, "hot_delete", interrupted)
+    monkeypatch.setattr(native, ends, interrupted)
     before = signal.signal(signal.SIGUSR1, handle)
     try:
-        async with instances(2) as (first, second):
+        async with instances(2, used=used) as (first, second):
             bad, good = first.function("trap"), second.function("one")
             armed = True
             with pytest.raises(InterruptedError):

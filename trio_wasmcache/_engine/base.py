@@ -116,6 +116,10 @@ class Artifact:
     """Code of each part of the graph, the given module's included."""
     tier: Tier = OPTIMIZING
     """Which compiler compiled all of it."""
+    long_calls: dict[str, tuple[int, int]] = field(
+        factory=dict, init=False, eq=False, repr=False, hash=False
+    )
+    """What the engine has learnt about the first calls of exports: its own, for later loads."""
 
     @property
     def size(self) -> int:

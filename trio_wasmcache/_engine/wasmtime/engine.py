@@ -107,7 +107,7 @@ class WasmtimeEngine:
         self._subprocess = subprocess
         self._code_cache = code_cache
         self._stack_size = stack_size
-        self._tallies = {tier: Tally() for tier in self._engines}
+        self._tallies = {tier: Tally(stack_size) for tier in self._engines}
         self.system: SystemLimits = read_system_limits()
         self.compile_slots: CompileSlots = CompileSlots(MAX_COMPILES)
         self._loaders = trio.CapacityLimiter(MAX_LOADS)
@@ -139,7 +139,7 @@ class WasmtimeEngine:
         if tier not in PROFILED and tier not in self._engines and self._engines:
             config = new_config(self._stack_size, tier)
             self._engines[tier] = native.wasm_engine_new_with_config(config)
-            self._tallies[tier] = Tally()
+            self._tallies[tier] = Tally(self._stack_size)
 
     def substitute(self, name: str, wasm: object) -> None:
         """Return None: it runs what it is given."""

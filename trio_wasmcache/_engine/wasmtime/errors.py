@@ -122,6 +122,16 @@ def told_apart(ending: Ending) -> GuestError | NoMemoryError:
     return error
 
 
+def ran_out(ending: Ending) -> bool:
+    """Return whether a trap ended it because the fuel was burnt; if so, forget the trap."""
+    trap, code = ending.trap.value, c_uint8()
+    if not trap or not native.trap_code(trap, byref(code)) or code.value != OUT_OF_FUEL:
+        return False
+    ending.trap.value = None
+    native.wasm_trap_delete(trap)
+    return True
+
+
 def is_no_memory(message: str) -> bool:
     """Return whether an error of wasmtime says that the system had no memory or addresses left.
 
@@ -145,7 +155,14 @@ def guest_error(pointer: int, ending: Ending) -> GuestError:
             backtrace=backtrace,
             frames=frames,
         )
-    cause = _cause(message)
+    return _host_error(_cause(message), backtrace, frames)
+
+
+def _host_error(cause: str, backtrace: tuple[str, ...], frames: tuple[Frame, ...]) -> TrapError:
+    """Make an error of a message of wasmtime's that is about no trap of its list.
+
+    Asynchronous calls give it as an error, synchronous ones as a trap without a code.
+    """
     if cause == UNCAUGHT:
         return TrapError(
             "the guest threw an exception and did not catch it",
@@ -184,7 +201,9 @@ def trap_error(pointer: int, ending: Ending) -> GuestError:
         return StackOverflowError(
             "the guest's stack is exhausted", backtrace=backtrace, frames=frames
         )
-    name = CODES.get(code.value, message) if known else message
+    if not known:
+        return _host_error(message, backtrace, frames)
+    name = CODES.get(code.value, message)
     return TrapError(f"wasm trap: {name}", code=name, backtrace=backtrace, frames=frames)
 
 

@@ -33,11 +33,17 @@ from ..._core.wasm.growth import UNMOVED
 from ..._core.wasm.reader import FuncType
 from ..base import UNDER_WAY, InexactError, NoMemoryError
 from . import native
-from .errors import Ending, Offsets, told_apart
+from .errors import Ending, Offsets, ran_out, told_apart
+from .own_stack import room
 from .store import RAISED, Begin, Store, take_raised
 
 Put: TypeAlias = Callable[[Sequence[object]], None]
 """Puts the values of a call into their cells."""
+LongCalls: TypeAlias = dict[str, tuple[int, int]]
+"""{export: (first calls that are not tried at once until one is again, and the next time)}, of
+those that were tried, and took more than a slice."""
+# Once a first call was tried at once and took more than a slice, so many of the next ones are not.
+FIRST_PAUSE, LONGEST_PAUSE = 16, 4096
 # As `WasmtimeFunction.fuel`, the fuel of no call: so the first one calls `set_fuel`.
 UNSLICED = -1
 Place: TypeAlias = "tuple[memoryview[Any], int]"
@@ -62,6 +68,10 @@ class WasmtimeFunction:
             instance.context,
             frame.caller.fuel_ref,
         )
+
+    def bind(self, handle: bytes) -> None:
+        """Have another handle: its instance has a new store."""
+        self.__init__(self.instance, self.name, handle, self.frame)
 
     @property
     def type(self) -> FuncType:
@@ -91,6 +101,49 @@ class WasmtimeFunction:
             caller.set_fuel(fuel)
         self.fuel, self.fuel_for = fuel, (self.instance.context, caller.fuel_ref)
 
+    def run_at_once(self, fuel: int) -> bool | None:
+        """Make the call on this thread's own stack, if nothing was called in its instance before.
+
+        Returns:
+            True if it is over, well or badly; False if it needs more than a slice, and is to be
+            made anew in what is a new instance by now; None if it is to be made in slices at first.
+
+        Raises:
+            NoMemoryError: the system has no memory for a new instance.
+        """
+        instance, frame = self.instance, self.frame
+        caller = frame.caller
+        if instance.spent:
+            self._renew()
+            return False
+        if not instance.untouched:
+            return None
+        instance.untouched = False
+        if caller.long and not caller.expects_short(self.name):
+            return None
+        # As much as a stack of its own would have.
+        if room() < instance.tally.stack_size:
+            return None
+        length = min(fuel, instance.yield_fuel)
+        instance.spent = True
+        native.hot_set_fuel(instance.context, c_uint64.from_param(length))
+        frame.error.value = native.hot_call_at_once(*self.call[:-1])
+        native.hot_get_fuel(*self.where_left)
+        if length != fuel:
+            if frame.trap and ran_out(frame):
+                caller.note_long(self.name)
+                self._renew()
+                return False
+            caller.left.value += fuel - length
+            native.hot_set_fuel(instance.context, c_uint64.from_param(caller.left.value))
+        instance.spent = False
+        return True
+
+    def _renew(self) -> None:
+        check_headroom()
+        self.instance.renew()
+        self.bind(self.instance.export(self.name))  # it may be one that only this call uses
+
     def finish(self) -> Any:
         frame = self.instance.end()
         assert isinstance(frame, Frame)
@@ -108,12 +161,18 @@ class Caller:
 
     __slots__ = (
         *("frame", "fuel", "fuel_ref", "hosted", "left", "left_ref", "offsets", "spare", "type"),
-        "within",
+        *("long", "within"),
     )
 
     def __init__(
-        self, signature: FuncType, hosted: bool, offsets: Offsets = UNMOVED, within: int = 0
+        self,
+        signature: FuncType,
+        hosted: bool,
+        offsets: Offsets = UNMOVED,
+        within: int = 0,
+        long_calls: LongCalls | None = None,
     ) -> None:
+        self.long: LongCalls = {} if long_calls is None else long_calls
         self.offsets, self.within = offsets, within  # see `Ending`
         self.type = signature
         self.hosted = hosted
@@ -124,6 +183,18 @@ class Caller:
         self.frame = Frame(self)
         self.spare: list[Frame] = []
         """More of them, in which nothing is under way now."""
+
+    def expects_short(self, export: str) -> bool:
+        """Return whether a first call in a new instance is worth to be tried without slices."""
+        left, next_time = self.long.get(export, (0, 0))
+        if left:
+            self.long[export] = left - 1, next_time
+        return not left
+
+    def note_long(self, export: str) -> None:
+        """Note that a call which was tried took more than a slice."""
+        _, next_time = self.long.get(export, (0, FIRST_PAUSE))
+        self.long[export] = next_time, min(2 * next_time, LONGEST_PAUSE)
 
     def set_fuel(self, fuel: int) -> None:
         """Let `fuel_ref` say this much from now on."""
@@ -148,11 +219,17 @@ class Callers:
         types: {name of an exported function: its type}.
         hosted: whether the module imports host functions.
         offsets: see `errors.Offsets`.
+        long_calls: what is known of their first calls.
     """
 
     def __init__(
-        self, types: Mapping[str, FuncType], hosted: bool, offsets: Offsets = UNMOVED
+        self,
+        types: Mapping[str, FuncType],
+        hosted: bool,
+        offsets: Offsets = UNMOVED,
+        long_calls: LongCalls | None = None,
     ) -> None:
+        self._long: LongCalls = {} if long_calls is None else long_calls
         self._offsets = offsets
         self._types = types
         self._hosted = hosted
@@ -178,7 +255,9 @@ class Callers:
     def _caller(self, signature: FuncType) -> Caller:
         caller = self._by_type.get(signature)
         if caller is None:
-            caller = self._by_type[signature] = Caller(signature, self._hosted, self._offsets)
+            caller = self._by_type[signature] = Caller(
+                signature, self._hosted, self._offsets, long_calls=self._long
+            )
         return caller
 
 
@@ -245,7 +324,26 @@ class Frame(Ending):
                 except Exception as problem:
                     raise _misfit(values, caller.type, problem) from None
                 if fuel != function.fuel:
+                    future, begun = 0, True
+                    try:
+                        over = function.run_at_once(fuel)
+                    except NoMemoryError:
+                        ended = True  # it can be begun again
+                        raise
+                    if over:
+                        if trap or error:
+                            raise frame.take_error()
+                        result = answer[at] if answer else frame.take()
+                        ended = True
+                        return result
+                    begun = False
                     function.set_fuel(fuel)
+                    if over is not None:
+                        # A slice has run by now: others may run before the next.
+                        set_fuel(*function.fuel_for)
+                        future = call_async(*function.call)
+                        begun = True
+                        return UNDER_WAY
                 if hosted:
                     check_headroom()
                 set_fuel(*function.fuel_for)

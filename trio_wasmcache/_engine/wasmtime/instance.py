@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from ..._core.config import WASM_PAGE
+from ..._core.errors import GuestError, LoadError
 from ..._core.wasm.admission import TABLE_ELEMENT_SIZE
 from ..._core.wasm.reader import PAGE_LIMIT, FuncType
 from ..base import GuestDriver, Samples
@@ -96,7 +97,7 @@ class WasmtimeInstance(Store):
                 else:
                     self._fixed_size += size
                 if name == plan.memory_name and instance is self._handle:
-                    self.memory = InstanceMemory(self.context, handle, self.plan.remedy)
+                    self.own_memory = InstanceMemory(self.context, handle, self.plan.remedy)
             for name, growable, elements in plan.table_exports:
                 if growable:
                     table = self.export(name, instance)
@@ -104,15 +105,42 @@ class WasmtimeInstance(Store):
                 else:
                     self._fixed_size += elements * TABLE_ELEMENT_SIZE
 
+        self.untouched = self.module.at_once and not self.sampled
+
+    def renew(self) -> None:
+        self.spent = True
+        other = WasmtimeInstance(self.module, 0, self.yield_fuel, self.yield_fuel)
+        try:
+            try:
+                other.started()
+            except GuestError as error:
+                raise LoadError(f"a call can't be made in slices: {error}") from None
+            # No calls: a signal handler may raise in one, and leave half of it done.
+            mine = self._store, self.context, self._handle, self.own_memory
+            sizes = self._bases, self._sizes, self._fixed_size
+            self._store, self.context = other._store, other.context
+            self._handle, self.own_memory = other._handle, other.own_memory
+            self._bases, self._sizes = other._bases, other._sizes
+            self._fixed_size = other._fixed_size
+            other._store, other.context, other._handle, other.own_memory = mine
+            other._bases, other._sizes, other._fixed_size = sizes
+        finally:
+            other.close()
+        for function in self._functions:
+            function.bind(self.export(function.name))
+        self.spent = False
+
     def start_function(self) -> WasmtimeFunction | None:
         if not self.plan.starts_later:
             return None
+        self.untouched = False  # it is no export by its name
         frame = self.module.callers.frame(FuncType())
         return WasmtimeFunction(self, "start", self.export(START), frame)
 
     def mark(self) -> None:
         if self.module.restore is None:
             raise AssertionError("it was not proved that this can be put back")
+        self.untouched = False
         self._restoring = Restoring(self, self.module, self.module.restore)
         self._fixed_size += self._restoring.size
 
@@ -122,6 +150,7 @@ class WasmtimeInstance(Store):
     def freeze(self) -> dict[str, FrozenState]:
         from .freezing import freeze
 
+        self.untouched = False
         return freeze(self, self.module.callers)
 
     def pass_samples(self, sink: Samples | None) -> None:

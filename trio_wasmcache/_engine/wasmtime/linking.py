@@ -180,7 +180,9 @@ class LinkedModule:
         self.engine: int = native.engine_clone(engine)
         self.starts: list[Start] = []
         """One that an instance may start with, or none."""
-        self.callers = Callers(self.plan.function_types, bool(hosts), self.plan.offsets)
+        self.callers = Callers(
+            self.plan.function_types, bool(hosts), self.plan.offsets, artifact.long_calls
+        )
         self.pre: int = 0
         self.at_once: bool = artifact.graph is None and not self.hosts.imports
         """Whether instances can be made synchronously: wasmtime refuses that where host functions

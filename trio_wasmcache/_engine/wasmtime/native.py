@@ -682,6 +682,12 @@ hot_get_fuel: Callable[[Context, Ready], None] = _without_prototype(
 hot_call: Callable[[Context, bytes, Ready, Ready, Ready, Ready, Ready, Ready], int] = (
     _without_prototype("wasmtime_func_call_async", c_void_p)
 )
+# It gives up the GIL, as it runs guest code.
+_hot_slow = ctypes.CDLL(str(_ffi.filename))
+hot_call_at_once: Callable[[Context, bytes, Ready, Ready, Ready, Ready, Ready], int | None] = (
+    _hot_slow["wasmtime_func_call"]
+)
+hot_call_at_once.restype = c_void_p  # type: ignore[attr-defined]
 hot_delete: Callable[[int], None] = _without_prototype("wasmtime_call_future_delete", None)
 hot_delete.argtypes = [c_void_p]  # type: ignore[attr-defined]  # it is new for each call
 

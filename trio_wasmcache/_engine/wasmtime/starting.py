@@ -156,7 +156,7 @@ class Starting:
         if memory is not None:
             handle = self._memories[plan.name] = store.export(memory, self.handles[number])
             if number == self._user:
-                store.memory = InstanceMemory(store.context, handle, store.plan.remedy)
+                store.own_memory = InstanceMemory(store.context, handle, store.plan.remedy)
 
     def _run_start(self, store: Store) -> None:
         """Call the start function of the part that is there now."""

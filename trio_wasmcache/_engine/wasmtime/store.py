@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from ctypes import Array, addressof, byref, c_char, c_uint8, c_uint64, c_void_p
@@ -37,11 +38,17 @@ Measure = Callable[[native.Context, bytes], int]
 
 @final
 class Tally:
-    """Counts what all stores and modules of one engine have together."""
+    """Counts what all stores and modules of one engine have together.
 
-    __slots__ = ("code", "scratch", "stores")
+    Args:
+        stack_size: bytes of the stack of each instance; None: calls need one always.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("code", "scratch", "stack_size", "stores")
+
+    def __init__(self, stack_size: int | None = None) -> None:
+        self.stack_size: float = math.inf if stack_size is None else stack_size
+        """Bytes that a thread must have left of its own stack to make a call on it."""
         self.stores = 0
         """Those that are not closed."""
         self.scratch = 0
@@ -168,7 +175,6 @@ class Store:
         "_sizes",
         "_state",
         "_store",
-        "_tally",
         "answered",
         "context",
         "drivers",
@@ -176,11 +182,14 @@ class Store:
         "future",
         "host_call",
         "host_state",
-        "memory",
         "number",
+        "own_memory",
         "plan",
         "sliced",
+        "spent",
         "stages",
+        "tally",
+        "untouched",
         "yield_fuel",
     )
 
@@ -192,6 +201,10 @@ class Store:
         self.yield_fuel = yield_fuel
         self.sliced = False
         """Whether calls yield after `yield_fuel`, and everything has to be asynchronous."""
+        self.untouched = False
+        """Whether it is what any other new instance is: nothing was called or changed in it."""
+        self.spent = False
+        """Whether a call was stopped in it that has to be made in a new store: see `renew`."""
         self.future: int = 0
         """0 while nothing is under way."""
         self.ending: Ending | None = None
@@ -204,14 +217,16 @@ class Store:
         self.stages: Stages | None = None
         """The start of the parts of a graph, and what came of it; None: it is no graph."""
         self._state: dict[str, Any] | None = None
-        self.memory: InstanceMemory | None = None
+        self.own_memory: InstanceMemory | None = None
+        """As `memory`, which others may write to."""
         self.drivers: dict[Hashable, Driver] = NO_DRIVERS
         """{key: driver}; kept for as long as the store."""
         # (what measures it, its handle, bytes of a unit) of each memory and table that can grow.
         self._sizes: tuple[tuple[Measure, bytes, int], ...] = ()
         self._fixed_size = plan.rest_size
         self._counts = plan.counts
-        self._tally = tally
+        self.tally = tally
+        """Where it is counted, and what all stores of the engine have."""
         self._handle = b""
         self._store: int = native.store_new(engine, number or None, None)
         tally.count_store(1)
@@ -237,6 +252,20 @@ class Store:
     def begin_of(self, plain: Begin, _function: Begun, /) -> Begin:
         """Return what begins calls of a function, given what does so in other instances."""
         return plain
+
+    @property
+    def memory(self) -> InstanceMemory | None:
+        self.untouched = False
+        return self.own_memory
+
+    def renew(self) -> None:
+        """Put a new store in place of its own, in which nothing was called yet.
+
+        Raises:
+            NoMemoryError: the system has no memory for it; `spent` is still set.
+            LoadError: the engine could not make it.
+        """
+        raise NotImplementedError
 
     def poll(self) -> bool:
         if not self.future:
@@ -352,7 +381,7 @@ class Store:
         """Keep a driver from now on, as a part of the store and of its size."""
         self.drivers = {**self.drivers, key: driver}
         self._fixed_size += driver.size
-        self._tally.count_scratch(driver.size)
+        self.tally.count_scratch(driver.size)
 
     def extern(self, name: str, instance: bytes | None = None) -> native.Buffer:
         """Return an export, as it is given to a linker; see `export`."""
@@ -409,6 +438,7 @@ class Store:
             memory: bytes of its one memory; 0: it has none.
             tables: how many it has.
         """
+        self.untouched = False
         # One that found no memory counts, too: the store never forgets an instance.
         plan, (instances, all_tables, memories) = self.plan, self._counts
         self._counts = counts = instances + 1, all_tables + tables, memories + (memory > 0)
@@ -424,15 +454,15 @@ class Store:
             self.abandon()
         for driver in self.drivers.values():
             driver.close()
-            self._tally.count_scratch(-driver.size)
+            self.tally.count_scratch(-driver.size)
         self.drivers = NO_DRIVERS
         if self.stages is not None:
             self.stages.close()
         if self._store:
             store, self._store = self._store, 0
-            self._tally.count_store(-1)
-            if self.memory is not None:
-                self.memory.end()
+            self.tally.count_store(-1)
+            if self.own_memory is not None:
+                self.own_memory.end()
             native.store_delete(store)
 
 

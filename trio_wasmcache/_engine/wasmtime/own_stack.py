@@ -1,0 +1,85 @@
+"""Find out how much of its own stack a thread has left, for guest code that runs there.
+
+Only on Linux with glibc, on processors whose layout of `ucontext_t` is known: `getcontext` stores
+the stack pointer, `pthread_getattr_np` the stack's bounds. Anywhere else nothing is left. A pointer
+outside of the bounds (a coroutine library that switches stacks) says so, too.
+
+When wasmtime first runs a guest in a thread, it maps a stack for signal handlers, and aborts the
+process if it gets no memory. A sliced call has mapped its own stack by then, which would have
+failed as an error. So before anything runs on a thread's own stack for the first time, as much
+memory is mapped here, and given back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import sys
+import threading
+from collections.abc import Callable
+from ctypes import addressof, byref, c_size_t, c_void_p
+from typing import Any
+
+# More than a `pthread_attr_t` and a `ucontext_t` take anywhere.
+ATTRIBUTES_SIZE, CONTEXT_SIZE = 256, 8192
+# More than twice of what wasmtime maps for the signal handlers of a thread.
+MAPPED_FIRST = 1024 * 1024
+# {processor: index of the stack pointer in its `ucontext_t`, as one of 64 bits}
+POINTER_AT = {"x86_64": 20, "aarch64": 54}
+
+# It keeps the GIL: giving it up would take longer than the calls.
+_libc: Any = ctypes.PyDLL(None) if sys.platform == "linux" else None
+_at = POINTER_AT.get(platform.machine())
+_get_context: Any = getattr(_libc, "getcontext", None)
+
+
+class _Stack(threading.local):
+    """The stack of a thread, which is looked at when it is asked for the first time."""
+
+    def __init__(self) -> None:
+        self.low, self.size = _bounds()
+        self.context = ctypes.create_string_buffer(CONTEXT_SIZE)
+        self.place = c_void_p.from_param(addressof(self.context))
+        self.words = memoryview(self.context).cast("B").cast("Q")
+        self.mapped = False
+        """Whether there was memory for what wasmtime maps first in a thread."""
+
+    def map_first(self) -> bool:
+        """Return whether there is memory for what wasmtime maps first in a thread."""
+        try:
+            mmap.mmap(-1, MAPPED_FIRST, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+        except OSError:
+            return False
+        self.mapped = True
+        return True
+
+
+def _bounds() -> tuple[int, int]:
+    """Return the lowest address of this thread's stack, and its size; zeros: not known."""
+    get_attributes: Any = getattr(_libc, "pthread_getattr_np", None)
+    if _at is None or _get_context is None or get_attributes is None:
+        return 0, 0
+    this_thread: Callable[[], int] = _libc["pthread_self"]
+    this_thread.restype = c_void_p  # type: ignore[attr-defined]
+    attributes, low, size = ctypes.create_string_buffer(ATTRIBUTES_SIZE), c_void_p(), c_size_t()
+    if get_attributes(c_void_p(this_thread()), attributes):
+        return 0, 0
+    try:
+        refused = _libc["pthread_attr_getstack"](attributes, byref(low), byref(size))
+        return (0, 0) if refused else (low.value or 0, size.value)
+    finally:
+        _libc["pthread_attr_destroy"](attributes)
+
+
+_HERE = _Stack()
+
+
+def room() -> int:
+    """Return how many bytes are left of the stack of this thread; 0: no guest may run there."""
+    here = _HERE
+    if _at is None or not here.size or not (here.mapped or here.map_first()):
+        return 0
+    _get_context(here.place)
+    left = here.words[_at] - here.low
+    return left if 0 < left <= here.size else 0
