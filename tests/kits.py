@@ -117,15 +117,18 @@ class FakeKit:
             lambda *answers: answers[0], host_imports=[("host", name) for name in names]
         )
 
-    def calling_back(self) -> bytes:
-        """As `asking`, of one; exports what a host function can invoke: see `CALLED_BACK`."""
+    def calling_back(self, endless: bool = False) -> bytes:
+        """As `asking`, of one; exports what a host function can invoke: see `CALLED_BACK`.
+
+        If it is endless, no invoke ends by itself, and its call does not return.
+        """
 
         def trap() -> None:
             raise TrapError("wasm trap: unreachable", code="unreachable")
 
         return self.engine.module(
             host_imports=[("host", "ask")],
-            fuel=COSTLY + 1,
+            fuel=math.inf if endless else COSTLY + 1,
             exports={
                 "double": lambda x: 2 * x,
                 "swap": lambda x, y: (y, x),
@@ -197,11 +200,11 @@ class WasmtimeKit:
             before=imports,
         )
 
-    def calling_back(self) -> bytes:
+    def calling_back(self, endless: bool = False) -> bytes:
         return function(
             "(call $ask (local.get 0))",
             before='(import "host" "ask" (func $ask (param i64) (result i64)))',
-            after=CALLED_BACK,
+            after=CALLED_BACK.replace(BUSY, "(loop (br 0))") if endless else CALLED_BACK,
         )
 
     def importing(self, *, pages: int = 1, slow_start: bool = False) -> bytes:
@@ -299,11 +302,18 @@ async def add(cache: InstanceCache, name: str, wasm: bytes, **more: Any) -> Any:
 
 
 async def add_calling_back(
-    cache: InstanceCache, kit: Kit, ask: Any, *, name: str = "asks", **more: Any
+    cache: InstanceCache,
+    kit: Kit,
+    ask: Any,
+    *,
+    name: str = "asks",
+    endless: bool = False,
+    **more: Any,
 ) -> Any:
     """Register a function that asks a reentrant host function; its answer is the result."""
     host = HostFunction(ask, ("i64",), ("i64",), reentrant=True)
-    return await add(cache, name, kit.calling_back(), imports={"host": {"ask": host}}, **more)
+    wasm = kit.calling_back(endless)
+    return await add(cache, name, wasm, imports={"host": {"ask": host}}, **more)
 
 
 async def add_asking(cache: InstanceCache, kit: Kit, *hosts: Any, name: str = "asks") -> Any:

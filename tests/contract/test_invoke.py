@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 from kits import COSTLY, PAGE, Kit, add_asking, add_calling_back
 from staging import stage
 from trio.testing import wait_all_tasks_blocked
@@ -24,6 +25,8 @@ from trio_wasmcache import (
 from trio_wasmcache.testing import check_invariants
 
 SLICE = COSTLY // 3
+# For calls that are to be under way until something ends them.
+ENDLESS = CacheConfig(yield_fuel=SLICE // 100, total_fuel=10**15)
 SHORT = CacheConfig(yield_fuel=SLICE, offload_after=None)
 INLINE_AND_THREAD = pytest.mark.parametrize("offload_after", [None, 0, 1])
 
@@ -325,7 +328,7 @@ async def test_a_host_function_that_leaves_an_invoke_behind(
 ) -> None:
     """It is stopped, whatever it does, before the call fails: nothing runs in what is dropped."""
     errors: list[BaseException] = []
-    config = CacheConfig(yield_fuel=SLICE // 100, offload_after=offload_after)
+    config = evolve(ENDLESS, offload_after=offload_after)
 
     async with kit.open(config) as cache, trio.open_nursery() as nursery:
 
@@ -340,7 +343,7 @@ async def test_a_host_function_that_leaves_an_invoke_behind(
             await trio.lowlevel.checkpoint()
             return value
 
-        f = await add_calling_back(cache, kit, ask)
+        f = await add_calling_back(cache, kit, ask, endless=True)
         async with f.acquire() as lease:
             with pytest.raises(RuntimeError, match="has returned while another task") as failed:
                 await lease.call(1)
@@ -355,7 +358,7 @@ async def test_a_host_function_that_gives_up_its_invoke(
     kit: Kit, offload_after: int | None
 ) -> None:
     """A guest that is half-way in an export can't go on, so its call fails by name."""
-    config = CacheConfig(yield_fuel=SLICE // 100, offload_after=offload_after)
+    config = evolve(ENDLESS, offload_after=offload_after)
 
     async def ask(value: int) -> int:
         with trio.CancelScope() as scope:
@@ -370,7 +373,7 @@ async def test_a_host_function_that_gives_up_its_invoke(
         scope.cancel()
 
     async with kit.open(config) as cache:
-        f = await add_calling_back(cache, kit, ask)
+        f = await add_calling_back(cache, kit, ask, endless=True)
         async with f.acquire() as lease:
             with pytest.raises(trio.BrokenResourceError, match="await of invoke"):
                 await lease.call(1)
@@ -518,7 +521,7 @@ async def test_cancelled_everywhere_in_a_thread(kit: Kit) -> None:
 @pytest.mark.parametrize("close", ["cache", "group", "block"])
 async def test_closing_while_it_runs(kit: Kit, close: str, offload_after: int | None) -> None:
     """The invoke and the call get `ClosedResourceError`; nothing is left."""
-    config = CacheConfig(yield_fuel=SLICE // 200, offload_after=offload_after)
+    config = evolve(ENDLESS, offload_after=offload_after)
     errors: list[BaseException] = []
 
     async def ask(value: int) -> int:
@@ -534,7 +537,7 @@ async def test_closing_while_it_runs(kit: Kit, close: str, offload_after: int | 
         errors.append(failed.value)
 
     async with trio.open_nursery() as nursery, kit.open(config) as cache:
-        f = await add_calling_back(cache, kit, ask)
+        f = await add_calling_back(cache, kit, ask, endless=True)
         await cache.warm("asks", ("i64",))
         async with cache.scheduling_group("one", capacity=2) as group:
             async with group.acquire("asks", ("i64",)) as lease:
