@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ..._core.wasm.coredump import DumpedInstance
     from ..._core.wasm.preparation import FrozenState
 
+# To initialize memories and tables may burn some, however short a slice is.
+ENOUGH_FUEL = 2**62
 # A memory is measured in bytes.
 MEMORY_UNIT = 1
 
@@ -109,7 +111,7 @@ class WasmtimeInstance(Store):
 
     def renew(self) -> None:
         self.spent = True
-        other = WasmtimeInstance(self.module, 0, self.yield_fuel, self.yield_fuel)
+        other = WasmtimeInstance(self.module, 0, ENOUGH_FUEL, self.yield_fuel)
         try:
             try:
                 other.started()
