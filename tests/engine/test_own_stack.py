@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import mmap
+import resource
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from trio_wasmcache import (
     LoadError,
     StackOverflowError,
     TrapError,
+    WasmCacheError,
 )
 from trio_wasmcache._engine.wasmtime import function, own_stack
 from trio_wasmcache._engine.wasmtime.function import FIRST_PAUSE
@@ -229,6 +233,47 @@ def test_a_thread_with_a_small_stack_survives_a_guest_that_wants_more() -> None:
         print(json.dumps(answers))
     """
     assert json.loads(run_python(script)) == [[0, "StackOverflowError"], [1, "StackOverflowError"]]
+
+
+@pytest.mark.parametrize("limit", ["STACK", "AS"])
+def test_the_main_threads_stack_need_not_grow_under_a_guest(limit: str) -> None:
+    """What it grew to when it was first looked at is enough, or no guest runs there."""
+    script = f"""
+        import json, trio
+        from engine.test_own_stack import overflow_within
+        print(json.dumps(trio.run(overflow_within, {limit!r})))
+    """
+    answer = json.loads(run_python(script))
+    assert answer == "StackOverflowError" or (limit, answer) == ("AS", "CodeMemoryError")
+
+
+async def overflow_within(limit: str) -> str:
+    """How a call ends that takes all of the stack it gets, where the process gets no more."""
+    async with quiet_cache() as cache:
+        tiny = await cache.register("tiny", wat('(module (func (export "tiny")))'), args=())
+        f = await cache.register("f", wat('(module (func $f (export "f") call $f))'), args=())
+        await tiny.call()
+        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+        most = 256 * 1024 if limit == "STACK" else in_use + 64 * 1024
+        kind = getattr(resource, f"RLIMIT_{limit}")
+        before = resource.getrlimit(kind)
+        resource.setrlimit(kind, (most, before[1]))
+        try:
+            await f.call()
+        except WasmCacheError as error:
+            return type(error).__name__
+        finally:
+            resource.setrlimit(kind, before)
+    raise AssertionError("it has returned")
+
+
+def test_a_stack_that_can_not_grow_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end can't be read, which is an error of a system call and not a fault."""
+    assert own_stack._is_readable(own_stack._HERE.low)
+    assert not own_stack._is_readable(mmap.PAGESIZE)
+    monkeypatch.setattr(own_stack, "_is_readable", lambda _: False)
+    monkeypatch.setattr(own_stack, "_HERE", own_stack._Stack())
+    assert own_stack.room() == 0
 
 
 async def overflow() -> tuple[int, str]:

@@ -301,6 +301,29 @@ async def test_uses_of_a_token(
     assert told(log, "closed")[0]["blocks"] == 1
 
 
+async def test_an_acquire_cancelled_as_it_gets_its_token(
+    fake: FakeKit, log: ListLogger, mock_clock: trio.testing.MockClock
+) -> None:
+    """Its deadline is that moment: a log has no infinite times."""
+    async with fake.open(CacheConfig(log_uses=True), logger=log) as cache:
+        f = await add(cache, "f", fake.adding(1))
+        scope = trio.CancelScope()
+
+        async def use() -> None:
+            with scope:
+                await f.call(1)
+
+        async with cache.scheduling_group("g", capacity=1) as group:
+            async with f.acquire():
+                group.start_soon(use)
+                await wait_all_tasks_blocked()
+                mock_clock.jump(2.0)
+            scope.cancel()
+    assert scope.cancelled_caught
+    for line in told(log, "requested"):
+        assert line["deadline_seconds"] in (None, trio.current_time())
+
+
 async def test_without_log_uses_there_are_no_uses(fake: FakeKit, log: ListLogger) -> None:
     """Acquire and recycle are events only when asked for."""
     async with fake.open(logger=log) as cache:

@@ -248,6 +248,8 @@ class Journal:
             return
         self._last_request = request.number = self._last_request + 1
         effective = trio.current_effective_deadline()
+        if effective == -math.inf:  # it was cancelled, in the step in which it got its token
+            effective = at
         deadline = None if effective == math.inf else effective
         task = self._task(request.owner)
         self._token_waits.pop(task, None)

@@ -4,6 +4,10 @@ Only on Linux with glibc, on processors whose layout of `ucontext_t` is known: `
 the stack pointer, `pthread_getattr_np` the stack's bounds. Anywhere else nothing is left. A pointer
 outside of the bounds (a coroutine library that switches stacks) says so, too.
 
+The main thread's stack grows by page faults, and one that the system refuses, for a limit of memory
+or addresses, ends the process. So only a part of it counts that has been grown before, by reading
+its end in a system call, which returns an error in place of the fault.
+
 When wasmtime first runs a guest in a thread, it maps a stack for signal handlers, and aborts the
 process if it gets no memory. A sliced call has mapped its own stack by then, which would have
 failed as an error. So before anything runs on a thread's own stack for the first time, as much
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import platform
 import sys
 import threading
@@ -25,6 +30,9 @@ from typing import Any
 ATTRIBUTES_SIZE, CONTEXT_SIZE = 256, 8192
 # More than twice of what wasmtime maps for the signal handlers of a thread.
 MAPPED_FIRST = 1024 * 1024
+# As deep the main thread's stack is grown, below where it is when it is first looked at: more than
+# any `instance_stack_size` by default, and little beside the 8 MiB that it mostly may have.
+GROWN = 4 * 1024 * 1024
 # {processor: index of the stack pointer in its `ucontext_t`, as one of 64 bits}
 POINTER_AT = {"x86_64": 20, "aarch64": 54}
 
@@ -44,6 +52,16 @@ class _Stack(threading.local):
         self.words = memoryview(self.context).cast("B").cast("Q")
         self.mapped = False
         """Whether there was memory for what wasmtime maps first in a thread."""
+        if self.size and threading.get_native_id() == os.getpid():
+            self.grow()
+
+    def grow(self) -> None:
+        """Count only what this stack has grown to; it is the main thread's."""
+        _get_context(self.place)
+        top = self.low + self.size
+        # Some pages above the end, so that no rounding of the limit is in the way.
+        self.low = max(self.words[_at] - GROWN, self.low + 16 * mmap.PAGESIZE)
+        self.size = top - self.low if _is_readable(self.low) else 0
 
     def map_first(self) -> bool:
         """Return whether there is memory for what wasmtime maps first in a thread."""
@@ -53,6 +71,19 @@ class _Stack(threading.local):
             return False
         self.mapped = True
         return True
+
+
+def _is_readable(address: int) -> bool:
+    """Return whether the byte at an address can be read; the stack grows down to it if it can."""
+    try:
+        end, begin = os.pipe()
+    except OSError:
+        return False
+    try:
+        return bool(_libc["write"](begin, c_void_p(address), c_size_t(1)) == 1)
+    finally:
+        os.close(end)
+        os.close(begin)
 
 
 def _bounds() -> tuple[int, int]:
