@@ -55,12 +55,18 @@ class _Stack(threading.local):
         if self.size and threading.get_native_id() == os.getpid():
             self.grow()
 
+    def pointer(self) -> int:
+        """Return the stack pointer, or one a little below; 0: it isn't known."""
+        if _at is None:
+            return 0
+        _get_context(self.place)
+        return self.words[_at]
+
     def grow(self) -> None:
         """Count only what this stack has grown to; it is the main thread's."""
-        _get_context(self.place)
         top = self.low + self.size
         # Some pages above the end, so that no rounding of the limit is in the way.
-        self.low = max(self.words[_at] - GROWN, self.low + 16 * mmap.PAGESIZE)
+        self.low = max(self.pointer() - GROWN, self.low + 16 * mmap.PAGESIZE)
         self.size = top - self.low if _is_readable(self.low) else 0
 
     def map_first(self) -> bool:
@@ -109,8 +115,7 @@ _HERE = _Stack()
 def room() -> int:
     """Return how many bytes are left of the stack of this thread; 0: no guest may run there."""
     here = _HERE
-    if _at is None or not here.size or not (here.mapped or here.map_first()):
+    if not here.size or not (here.mapped or here.map_first()):
         return 0
-    _get_context(here.place)
-    left = here.words[_at] - here.low
+    left = here.pointer() - here.low
     return left if 0 < left <= here.size else 0
