@@ -135,7 +135,8 @@ def test_write_log(written_log: Path) -> None:
     (cache,) = json.loads(result.stdout)["caches"]
     assert cache["sequence"]["missing"] == 0
     assert {row["group"] for row in cache["groups"]} == {"web", "reports"}
-    assert {"size", "group_closed"} <= cache["evictions"]["by_reason"].keys()
+    # On a slow machine, all may have been idle for too long before the groups are closed.
+    assert {"size"} < {*cache["evictions"]["by_reason"]} <= {"size", "idle", "group_closed"}
     counted = {
         name: cache["leases"][name] for name in ("hits", "seat_hits", "misses", "blocks", "calls")
     }

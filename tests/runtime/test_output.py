@@ -92,7 +92,7 @@ async def test_lines_are_events(log: ListLogger) -> None:
 
 
 async def test_lines_of_a_preparation_are_events_too(log: ListLogger) -> None:
-    """Of the function that is registered, which has no generation yet, and of its group."""
+    """Of the function that is registered, which has no generation yet, and of its preparation."""
     async with open_real_cache(CacheConfig(log_uses=True), logger=log) as cache:
         prepare = (Prepare("print", args=("i32", "i32"), values=(1, 3)),)
         async with cache.scheduling_group("oltp", capacity=1):
@@ -100,7 +100,9 @@ async def test_lines_of_a_preparation_are_events_too(log: ListLogger) -> None:
         assert lines_of(log) == [("stdout", "\\x00\\x00\\x00")]
         (event,) = log.fields("output")
         assert (event["function"], event["arg_types"]) == ("print", "i32, i32")
-        assert (event["group"], event["generation"], event["request"]) == ("oltp", 0, None)
+        (asked,) = log.fields("preparation_requested")
+        for name, value in {"group": "oltp", "generation": 0, "request": 1}.items():
+            assert event[name] == asked[name] == value
 
 
 async def test_a_call_logs_sixteen_lines(log: ListLogger) -> None:
