@@ -65,7 +65,9 @@ def add(table: Table, name: str, results: Sequence[Result]) -> Table:
     """A table with the rows of a run on that kind of machine."""
     columns, old = table
     shown_ = [result for result in results if shows(result)]
-    column = {it.name: f"{shown(it.value)} {it.unit} {it.verdict}" for it in shown_}
+    column = {
+        it.name: " ".join(filter(None, (shown(it.value), it.unit, it.verdict))) for it in shown_
+    }
     others = {machine: figures for machine, figures in columns.items() if machine != name}
     if name in columns:
         kept = columns | {name: column}

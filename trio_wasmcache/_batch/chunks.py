@@ -42,12 +42,13 @@ from .failures import RowErrors
 
 # Units of fuel, more than any batch can burn.
 BATCH_FUEL = 2**200
-# Converting and copying take the GIL. If a thread does little else, the event loop may wait for
-# Python's switch interval, 5 ms, to get it. So a thread that gives it up for less than this part of
-# the time schedules a callback in the loop this often (seconds). If the loop has not run it by the
-# next time, the thread waits for the loop, but not for long: the loop may be busy without the GIL,
-# or have no core at the moment. Each callback wakes the loop up, and takes 0.15 to 0.2 ms.
-GIVEN_UP, LOOP_EVERY, REST = 1 / 6, 0.001, 0.0003
+# Copying takes the GIL. If a thread copies between slices of some microseconds, the event loop may
+# wait for Python's switch interval, 5 ms, to get it, even if the thread gives it up for most of the
+# time: it is back before the loop is awake. So a thread schedules a callback in the loop this often
+# (seconds), which takes 0.15 to 0.2 ms. If the loop has not run it by the next time, the thread
+# waits for the loop, but not for long: the loop may be busy without the GIL, or have no core at the
+# moment.
+LOOP_EVERY, REST = 0.001, 0.0003
 # In a thread, slices of a batch are so many times as long: the loop does not wait for them, and a
 # chunk of cheap rows ends with its first slice, as each further one costs as much as a thousand.
 LONG = 4
@@ -127,9 +128,7 @@ class Chunks:
         self.refusal: ResultTooLargeError | None = None
         """Error that was raised while nothing ran in the guest, so that the instance is intact."""
         self._asked: threading.Lock | None = None  # held until the loop has run the callback
-        # Time of the last callback, asked for, run or waited for, or of the way to the thread.
-        self._since = 0.0
-        self._given_up = 0.0  # seconds since then that the thread did not have the GIL
+        self._since = 0.0  # time of the last callback: asked for, run or waited for
         self._yield_fuel = call.native.yield_fuel  # of slices on the loop
         # A guest that calls the host goes on in the loop afterwards, in the middle of a chunk.
         self._long = 1 if call.bound.definition.module.hosts else LONG
@@ -202,8 +201,6 @@ class Chunks:
         in_thread = self.job is not None and self.job.in_thread
         if not self._chunk_fuel:
             self._set_slices(self._long if in_thread else 1)
-            if not in_thread:
-                self._since = 0.0
             if not self._chunk:
                 if self._failing is not None and self._pass_misfits(self._failing.misfits):
                     return True
@@ -214,17 +211,13 @@ class Chunks:
             rows = self._chunk - self._first + 1 if self._first else self._chunk
             self._chunk_fuel = min(rows * self._row_fuel, MAX_FUEL)
             self._seen = self._before = self.done + self._first, self._chunk_fuel
-            began = time.perf_counter() if in_thread else 0.0
             try:
                 done: int | UnderWay = self.driver.begin(self._chunk, self._chunk_fuel)
             except NoMemoryError:
                 self._chunk_fuel = 0  # it has not begun, and can begin again
                 raise
         else:
-            began = time.perf_counter() if in_thread else 0.0
             done = self.driver.finish() if self.native.poll() else UNDER_WAY
-        if in_thread:
-            self._given_up += time.perf_counter() - began
         if done is UNDER_WAY:
             self._watch()
             return False
@@ -294,17 +287,11 @@ class Chunks:
     def _make_way(self) -> None:
         """In a thread, let the event loop have the GIL every `LOOP_EVERY` seconds."""
         now, asked = time.perf_counter(), self._asked
-        passed = now - self._since if self._since else 0.0
-        if not passed:
-            self._since, self._given_up = now, 0.0
-        if passed < LOOP_EVERY:
+        if now - self._since < LOOP_EVERY:
             if asked is not None and asked.acquire(blocking=False):
-                self._asked, self._since, self._given_up = None, now, 0.0
+                self._asked, self._since = None, now
             return
         if asked is None:
-            if GIVEN_UP * passed <= self._given_up:
-                self._since, self._given_up = now, 0.0
-                return
             asked = threading.Lock()
             asked.acquire()
             with contextlib.suppress(trio.RunFinishedError):
@@ -313,7 +300,7 @@ class Chunks:
         else:
             asked.acquire(timeout=REST)
             self._asked = None
-        self._since, self._given_up = time.perf_counter(), 0.0
+        self._since = time.perf_counter()
 
     # -- for the batch
 
