@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import itertools
-import mmap
 import struct
 import sys
 from collections.abc import Sequence
@@ -18,12 +17,10 @@ from typing import final
 from .._abi.base import Value
 from .._abi.plain import truths
 from .._core.buffers import items
-from .._core.config import KiB
 from .._core.text import shown
 from .._core.wasm.driver import Cell
+from .._runtime.results import MAPPED, new_mapping
 
-# Bytes from which on a column that is packed gets memory of its own.
-MAPPED = 128 * KiB
 # Format letters of `struct` and `memoryview`, by kind of number, whatever its size.
 _KINDS = ("?", "bhilqn", "BHILQN", "fd")
 _NUMBERS = frozenset("".join(_KINDS))
@@ -203,7 +200,7 @@ def pack(cell: Cell, values: Sequence[object]) -> bytes:
 
 
 def memory_for(size: int) -> memoryview:
-    """Return writable memory of so many bytes, which the system maps as it is filled.
+    """Return writable memory for a column of so many bytes, as for results.
 
     A `bytearray` that grows is copied again and again, and one that does not is filled with zeros
     at once, for as long as the loop stands still.
@@ -213,10 +210,7 @@ def memory_for(size: int) -> memoryview:
     """
     if size < MAPPED:
         return memoryview(bytearray(size))
-    try:
-        return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-    except (OSError, OverflowError):
-        raise MemoryError(f"there is no memory for {size} bytes of a column") from None
+    return memoryview(new_mapping(size, "a column"))
 
 
 @final

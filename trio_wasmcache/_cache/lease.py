@@ -298,11 +298,7 @@ class Lease(Generic[R_co]):
         """Leave the line, as the task is cancelled: an abort function."""
         pool, request = self._pool, self._request
         assert request is not None
-        request.asleep = False
-        now = pool.now()
-        step = pool.policy.cancel(request, now)
-        pool.carry_out(step, now, functools.partial(pool.journal.origin_of, request.owner))
-        return Abort.SUCCEEDED
+        return pool.abandon(request, functools.partial(pool.journal.origin_of, request.owner))
 
     def _fail_in_line(self, task: Task) -> None:
         """Give back the token of an acquire that failed in line, or on its way there."""

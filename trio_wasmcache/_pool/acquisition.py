@@ -300,11 +300,7 @@ class Acquisition:
         pool = self._pool
 
         def abort(_: RaiseCancelT) -> Abort:
-            request.asleep = False
-            now = pool.now()
-            pool.journal.abandoned(request, "Cancelled", now)
-            pool.carry_out(pool.policy.cancel(request, now), now, self._cause)
-            return Abort.SUCCEEDED
+            return pool.abandon(request, self._cause)
 
         pool.journal.blocked(request)
         if self._reach is not None:

@@ -11,7 +11,7 @@ from typing import final
 
 import trio
 from attrs import evolve
-from trio.lowlevel import reschedule
+from trio.lowlevel import Abort, reschedule
 
 from .._core.config import CacheConfig, MiB
 from .._core.dumps import DumpBook
@@ -148,6 +148,19 @@ class Pool:
         """Called when something may fit that did not fit before; None: nobody wants to know."""
         self.background: dict[Entry, Callable[[], trio.Event | None]] = {}
         """Instances that start for no lease, by entry, and what ends each; see `Upgrade.end`."""
+
+    def abandon(self, request: Request, cause: Cause) -> Abort:
+        """Take a request out of its line, as its sleeping task is cancelled: for abort functions.
+
+        Args:
+            request: the request.
+            cause: as for `carry_out`.
+        """
+        request.asleep = False
+        now = self.now()
+        self.journal.abandoned(request, "Cancelled", now)
+        self.carry_out(self.policy.cancel(request, now), now, cause)
+        return Abort.SUCCEEDED
 
     def carry_out(
         self,

@@ -211,14 +211,8 @@ class Booking:
         raise request.error
 
     async def _wait(self, request: Request) -> None:
-        pool = self._pool
-
         def abort(_: RaiseCancelT) -> Abort:
-            request.asleep = False
-            now = pool.now()
-            pool.journal.abandoned(request, "Cancelled", now)
-            pool.carry_out(pool.policy.cancel(request, now), now, self._origin)
-            return Abort.SUCCEEDED
+            return self._pool.abandon(request, self._origin)
 
         request.asleep = True
         await trio.lowlevel.wait_task_rescheduled(abort)

@@ -1493,7 +1493,6 @@ def _component_hosts(declaration: Declaration, needed: Sequence[Needed]) -> tupl
     from .._runtime.wit_host import WitAllocated, WitDrop, WitHost
 
     grants = declaration.grants
-    grants = declaration.grants
     made: list[AnyHost] = []
     missing: dict[str, dict[str, None]] = {}
     for one in needed:

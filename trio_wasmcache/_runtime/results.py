@@ -60,6 +60,18 @@ class ResultBook:
         tally.end()
 
 
+def new_mapping(size: int, what: str) -> mmap.mmap:
+    """Return new memory of so many bytes, which the system maps as it is filled.
+
+    Raises:
+        MemoryError: the system has no memory for them.
+    """
+    try:
+        return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):
+        raise MemoryError(f"there is no memory for {size} bytes of {what}") from None
+
+
 @final
 @define(eq=False)
 class _Piece:
@@ -115,10 +127,7 @@ class ResultMemory:
                 self._kept.remove(piece)
                 self._kept.append(piece)
                 return piece.lend(size, tally)
-        try:
-            made = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except (OSError, OverflowError):
-            raise MemoryError(f"there is no memory for {size} bytes of results") from None
+        made = new_mapping(size, "results")
         # Much smaller memory would be of no use for the next batch.
         if size > KEPT or any(len(piece.memory) > 2 * size for piece in self._kept):
             return memoryview(made)

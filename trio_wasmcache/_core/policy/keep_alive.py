@@ -320,10 +320,10 @@ class KeepAliveCopy:
 
     def items(self, texts: Mapping[IdleTimes, str]) -> list[SnapshotGone]:
         """Return the last uses of evicted instances."""
-        functions = {times: function for function, times in self.functions.items()}
-        removed: dict[IdleTimes, int] = {}
         from ..snapshot import SnapshotGone
 
+        functions = {times: function for function, times in self.functions.items()}
+        removed: dict[IdleTimes, int] = {}
         items = []
         for (times, group), at in zip(self.gone, self.last_used, strict=True):
             if group in self.closed:
