@@ -11,9 +11,10 @@ fail soon again, the first chunks are small.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 import trio
@@ -42,13 +43,13 @@ from .failures import RowErrors
 
 # Units of fuel, more than any batch can burn.
 BATCH_FUEL = 2**200
-# Copying takes the GIL. If a thread copies between slices of some microseconds, the event loop may
-# wait for Python's switch interval, 5 ms, to get it, even if the thread gives it up for most of the
-# time: it is back before the loop is awake. So a thread schedules a callback in the loop this often
-# (seconds), which takes 0.15 to 0.2 ms. If the loop has not run it by the next time, the thread
-# waits for the loop, but not for long: the loop may be busy without the GIL, or have no core at the
-# moment.
-LOOP_EVERY, REST = 0.001, 0.0003
+# A thread looks this often (seconds) whether the loop's thread uses CPU time within `LOOK` seconds.
+# If so, it waits for the loop to have the GIL, but not for long: the loop may be busy without it.
+LOOK_EVERY, LOOK, REST = 0.0005, 0.0001, 0.0003
+# To wake a loop that sleeps takes 0.15 to 0.2 ms, so it is waited for anyway only this often
+# (seconds), as that clock may not show all: a guest run of Trio waits in another thread, and some
+# systems count CPU time in ticks. The second one is for systems without such a clock.
+WAKE_EVERY, WAKE_UNSEEN_EVERY = 0.005, 0.001
 # In a thread, slices of a batch are so many times as long: the loop does not wait for them, and a
 # chunk of cheap rows ends with its first slice, as each further one costs as much as a thousand.
 LONG = 4
@@ -72,6 +73,62 @@ class Failing:
     """The driver, to be attached to a new instance."""
     exports: Mapping[str, str | FromPart]
     """Exports of the guest that the driver calls."""
+
+
+@final
+class Way:
+    """Lets the event loop have the GIL if it is awake, in a thread that takes it often.
+
+    Copying takes the GIL. If a thread copies between slices of some microseconds, the loop may wait
+    for the GIL for 15 ms, even if the thread gives it up for most of the time: it is back before
+    the loop is awake, again and again. A loop that waits so uses CPU time, and one that sleeps does
+    not.
+
+    Args:
+        token: the loop's; this must be called in the loop's thread.
+    """
+
+    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+        self._token = token
+        self._clock = _clock_of_thread()
+        self._every = WAKE_UNSEEN_EVERY if self._clock is None else WAKE_EVERY
+        self._look_at = self._wake_at = 0.0  # when to look next, and when to wait for it anyway
+        self._used: float | None = None  # CPU time of the loop's thread, while that is looked at
+
+    def make(self) -> None:
+        """In the other thread, wait for the loop if it is awake, or has not been for long."""
+        now = time.perf_counter()
+        if now < self._look_at:
+            return
+        if not self._look_at:  # the loop has run until now
+            self._look_at, self._wake_at = now + LOOK_EVERY, now + self._every
+            return
+        before, self._used = self._used, None
+        used = None if self._clock is None else self._clock()
+        if before is None and used is not None:
+            self._used, self._look_at = used, now + LOOK
+            return
+        if used != before or now >= self._wake_at:
+            has_run = threading.Lock()
+            has_run.acquire()
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(has_run.release)
+                has_run.acquire(timeout=REST)
+            now = time.perf_counter()
+            self._wake_at = now + self._every
+        self._look_at = now + LOOK_EVERY
+
+
+def _clock_of_thread() -> Callable[[], float] | None:
+    """Return a function by which any thread may read the CPU time of this one (seconds).
+
+    None: the system has no such clock.
+    """
+    try:
+        clock = time.pthread_getcpuclockid(threading.get_ident())
+    except (AttributeError, OSError):
+        return None
+    return functools.partial(time.clock_gettime, clock)
 
 
 class Chunks:
@@ -127,12 +184,10 @@ class Chunks:
         self._watched_since = 0  # fuel that was left when that row was first seen
         self.refusal: ResultTooLargeError | None = None
         """Error that was raised while nothing ran in the guest, so that the instance is intact."""
-        self._asked: threading.Lock | None = None  # held until the loop has run the callback
-        self._since = 0.0  # time of the last callback: asked for, run or waited for
         self._yield_fuel = call.native.yield_fuel  # of slices on the loop
         # A guest that calls the host goes on in the loop afterwards, in the middle of a chunk.
         self._long = 1 if call.bound.definition.module.hosts else LONG
-        self._token = trio.lowlevel.current_trio_token()
+        self._way = Way(trio.lowlevel.current_trio_token())
 
     # -- for subclasses
 
@@ -232,7 +287,7 @@ class Chunks:
         if over:
             self._end_chunk()
         if in_thread:
-            self._make_way()
+            self._way.make()
         return self.paused or self.done == self.rows
 
     def _set_slices(self, times: int) -> None:
@@ -283,24 +338,6 @@ class Chunks:
         elif self._watched_since - left >= self.total_fuel:
             raise FuelExhaustedError("the row burnt all of its fuel")
         self._seen = row, left
-
-    def _make_way(self) -> None:
-        """In a thread, let the event loop have the GIL every `LOOP_EVERY` seconds."""
-        now, asked = time.perf_counter(), self._asked
-        if now - self._since < LOOP_EVERY:
-            if asked is not None and asked.acquire(blocking=False):
-                self._asked, self._since = None, now
-            return
-        if asked is None:
-            asked = threading.Lock()
-            asked.acquire()
-            with contextlib.suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(asked.release)
-                self._asked = asked
-        else:
-            asked.acquire(timeout=REST)
-            self._asked = None
-        self._since = time.perf_counter()
 
     # -- for the batch
 
