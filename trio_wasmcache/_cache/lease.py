@@ -18,7 +18,7 @@ import operator
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from sys import _getframe, exception
+from sys import _getframe
 from threading import get_ident
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Self, TypeVar, final
@@ -45,7 +45,7 @@ from .._core.events import Reason
 from .._core.keys import FunctionKey
 from .._core.metrics.counters import FUELS
 from .._core.policy.lifecycle import IllegalStepError
-from .._core.policy.records import Request
+from .._core.policy.records import Request, Stage
 from .._core.policy.shares import BURST_FUEL, CALL_FUEL
 from .._core.stack_room import check_headroom
 from .._core.wasm.isolation import Isolation
@@ -125,6 +125,11 @@ class Lease(Generic[R_co]):
 
     The instance returns to the cache when the block ends. If a call failed or was cancelled
     half-way, the instance is dropped instead, and the next acquire gets another.
+
+    Ctrl-C is deferred while a lease is entered or left, but an exception of your own signal handler
+    is not. At most places it leaves nothing held. At the very beginning of the exit, or in a step
+    of the cache's books, it may leave the instance held until the cache is closed. So a handler
+    must not raise, which Trio itself would not bear either: use `trio.open_signal_receiver`.
 
     The type parameter is the type of a call's result, as that of `Function` is: ``Lease[int]``.
     """
@@ -269,14 +274,15 @@ class Lease(Generic[R_co]):
                         self._entered_from = _getframe(1)
                         request.asleep = True
                         await wait_task_rescheduled(self._leave_line)
-                except BaseException:
-                    self._fail_in_line(task)
+                        instance = request.instance
+                        if not request.plain and instance is not None and instance.ready:
+                            pool.policy.may_rest(request)
+                except BaseException as error:
+                    self._fail_in_line(task, error)
                     raise
             if request is not None:
                 instance = request.instance
                 if instance is not None and instance.ready:
-                    if not request.plain:
-                        pool.policy.may_rest(request)
                     self._task = task
                     self._bound = bound = instance.bound  # type: ignore[assignment]
                     self._ready = bound.begin  # type: ignore[union-attr]
@@ -300,17 +306,19 @@ class Lease(Generic[R_co]):
         assert request is not None
         return pool.abandon(request, functools.partial(pool.journal.origin_of, request.owner))
 
-    def _fail_in_line(self, task: Task) -> None:
-        """Give back the token of an acquire that failed in line, or on its way there."""
+    def _fail_in_line(self, task: Task, error: BaseException) -> None:
+        """Give back what an acquire has taken that failed in line, or on its way there."""
         request, self._request, self._entered_from = self._request, None, None
         self._state = ENDED
         if request is not None:
-            self._pool.policy.note_error(request.entry, type(exception()).__name__)
+            self._long_way(task, request).withdraw(error)
+            self._pool.policy.note_error(request.entry, type(error).__name__)
             self._group.capacity.give_back(task)
 
     async def _acquire(self, task: Task, waited: Request | None = None) -> Self:
         """Acquire the long way; `waited`: the request, if it was in line and was woken."""
         acquisition = self._acquisition = self._long_way(task, waited)
+        entered_from = _getframe(2)
         try:
             if waited is None:
                 self._request, self._bound = await acquisition.run(self._name, self._args)
@@ -322,10 +330,11 @@ class Lease(Generic[R_co]):
             raise
         finally:
             self._acquisition = None
+        # Without a call, as a signal handler could raise in one, and nobody would end the lease.
         self._task = task
         self._ready = self._bound.begin
-        self._entered_from = _getframe(2)
-        self._step(HELD)
+        self._entered_from = entered_from
+        self._state = HELD
         return self
 
     def _long_way(self, task: Task, waited: Request | None) -> Acquisition:
@@ -360,15 +369,15 @@ class Lease(Generic[R_co]):
             self._task = None
             pool.exits.add(functools.partial(self._leave_late, task))
             return
-        if get_ident() != pool.thread:
-            raise pool.owner.refusal("acquire", waits=True)
-        self._task = None
-        # Neither is None while a call may begin; checking would cost what the fast path saves.
-        request: Any = self._request
-        bound: Any = self._bound
-        capacity, now = self._group.capacity, pool.now
-        owners = capacity.owners
         try:
+            if get_ident() != pool.thread:
+                raise pool.owner.refusal("acquire", waits=True)
+            self._task = None
+            # Neither is None while a call may begin; checking would cost what the fast path saves.
+            request: Any = self._request
+            bound: Any = self._bound
+            capacity, now = self._group.capacity, pool.now
+            owners = capacity.owners
             # The fast path: the instance becomes idle, and nobody is waiting.
             measure = None if self._ready is None else bound.measure
             if measure is None:
@@ -401,6 +410,10 @@ class Lease(Generic[R_co]):
                 capacity.give_back(task)
         except RecursionError:
             pool.exits.add(functools.partial(self._leave_late, task))
+        except BaseException:
+            if get_ident() == pool.thread:
+                self._leave_after_all(task)
+            raise
 
     def _leave(self, task: Task) -> None:
         """End the block: give back the token now, and the instance when no call is under way.
@@ -422,6 +435,18 @@ class Lease(Generic[R_co]):
             self._recycle(request)
         self._group.capacity.give_back(task)
 
+    def _leave_after_all(self, task: Task) -> None:
+        """End the block where an error from outside, as a signal handler's, kept it from ending.
+
+        What that error has cut in two inside of a step of the policy can't be mended.
+        """
+        self._task = None
+        if self._request is not None and self._request.stage is not Stage.GRANTED:
+            self._request = self._ready = None
+            self._state = ENDED
+        if task in self._group.capacity.owners:
+            self._leave(task)
+
     def _leave_late(self, task: Task) -> None:
         """End the block from the top of Python's stack."""
         self._leave(task)
@@ -431,21 +456,26 @@ class Lease(Generic[R_co]):
         """Give the instance back, in which nothing runs; with a reason, have it dropped."""
         if self._replacing is not None and self._under_way is not None:
             self._end_replacing(self._under_way)
-        clean, self._ready = self._ready is not None or self._state is EXITED, None
-        self._request = None
-        if self._state is not ENDED:
-            self._step(ENDED)
         bound = self._bound
         assert bound is not None
-        self._pool.recycle(
-            request,
-            bound,
-            clean=clean,
-            calls=self._calls,
-            fuel=self._burnt,
-            reason=reason,
-            failure=self._failed_by,
-        )
+        try:
+            clean, self._ready = self._ready is not None or self._state is EXITED, None
+            self._request = None
+            if self._state is not ENDED:
+                self._step(ENDED)
+            self._pool.recycle(
+                request,
+                bound,
+                clean=clean,
+                calls=self._calls,
+                fuel=self._burnt,
+                reason=reason,
+                failure=self._failed_by,
+            )
+        except BaseException:
+            if request.stage is Stage.GRANTED:
+                self._request = request  # see `_leave_after_all`
+            raise
 
     def _end(self, reason: Reason) -> trio.Event | None:
         """Give up the instance, as the group or the cache closes: see `GiveUp`."""

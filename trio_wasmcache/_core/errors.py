@@ -152,7 +152,8 @@ class CodeMemoryError(WasmCacheError):
 class DeadlockError(WasmCacheError):
     """Entering a lease, or preparing a function, would wait for ever.
 
-    Every task that could end the wait is waiting, too.
+    Every task that could end the wait is waiting, too. A lease that the exception of a signal
+    handler has kept from ending (see `Lease`) counts as held by its task.
     """
 
     def __init__(self, message: str, chain: tuple[str, ...] = ()) -> None:

@@ -20,6 +20,7 @@ from trio.lowlevel import Abort, RaiseCancelT, Task
 from .._core.errors import DeadlockError, WasmCacheError
 from .._core.events import Reason
 from .._core.metrics.counters import LOADS, microseconds
+from .._core.policy.instances import Step
 from .._core.policy.lifecycle import IllegalStepError
 from .._core.policy.records import (
     GRANTED,
@@ -127,7 +128,8 @@ class Acquisition:
                 raise self._closed_error()
             request = self._ask(record)
             return request, await self._take_instance(request)
-        except BaseException:
+        except BaseException as error:
+            self.withdraw(error)
             capacity.give_back(self._task)
             raise
 
@@ -150,7 +152,8 @@ class Acquisition:
             if self._request is None:
                 raise IllegalStepError("this acquire was not put into line")
             return await self._take_instance(self._request)
-        except BaseException:
+        except BaseException as error:
+            self.withdraw(error)
             self._group.capacity.give_back(self._task)
             raise
 
@@ -188,6 +191,31 @@ class Acquisition:
             # The task was woken but has not run yet.
             pool.carry_out(pool.policy.recycle(request, instance.size, now, reason), now)
         return None
+
+    def withdraw(self, error: BaseException) -> None:
+        """Give back what the request has, or leave its line, as the acquire has failed.
+
+        Where a step of the acquire has failed, that has been done already. It has not been if the
+        error came from outside: a signal handler's may be raised between any two lines.
+        """
+        pool, request = self._pool, self._request
+        if request is None or request.stage is Stage.ENDED:
+            return
+        policy, kind = pool.policy, type(error).__name__
+        if request.stage is Stage.QUEUED or request.stage is Stage.ROOM:
+            pool.abandon(request, self._cause, kind)
+        elif request.stage is Stage.NEW:
+            policy.instances.forget(request.entry)
+        else:
+            now = pool.now()
+            pool.journal.abandoned(request, kind, now)
+            if request.stage is Stage.LOADING:
+                step: Step | None = policy.failed(request, now)
+            else:
+                size = request.held.size
+                step = policy.recycle(request, size, now, Reason.CORRUPTED, error=kind)
+            pool.carry_out(step, now, self._cause)
+            pool.evictor.expect_expiry()
 
     def _cause(self) -> Origin:
         """Return the origin of its events: a copy of the context of its task, made once."""
@@ -347,11 +375,15 @@ class Acquisition:
             if problem is error:
                 raise
             raise problem from error
-        bound = bind_metered(pool, self._group.share, definition, instance.entry, native)
-        instance.hold(bound, ready=definition.serves_again)
-        now, seat = pool.now(), instance.seat
-        instance.entry.uses.add(LOADS, microseconds(now - began))
-        step = pool.policy.loaded(request, now, native.measure(), now - began)
+        try:
+            bound = bind_metered(pool, self._group.share, definition, instance.entry, native)
+            instance.hold(bound, ready=definition.serves_again)
+            now, seat = pool.now(), instance.seat
+            instance.entry.uses.add(LOADS, microseconds(now - began))
+            step = pool.policy.loaded(request, now, native.measure(), now - began)
+        except BaseException:
+            native.close()  # the books don't have it: see `withdraw`
+            raise
         pool.journal.loaded(request, instance, seat, began, now, self._cause())
         pool.carry_out(step, now, self._cause)
         if isinstance(request.error, RequestClosed):

@@ -149,16 +149,17 @@ class Pool:
         self.background: dict[Entry, Callable[[], trio.Event | None]] = {}
         """Instances that start for no lease, by entry, and what ends each; see `Upgrade.end`."""
 
-    def abandon(self, request: Request, cause: Cause) -> Abort:
+    def abandon(self, request: Request, cause: Cause, error: str = "Cancelled") -> Abort:
         """Take a request out of its line, as its sleeping task is cancelled: for abort functions.
 
         Args:
             request: the request.
             cause: as for `carry_out`.
+            error: type of the error with which the acquire ends.
         """
         request.asleep = False
         now = self.now()
-        self.journal.abandoned(request, "Cancelled", now)
+        self.journal.abandoned(request, error, now)
         self.carry_out(self.policy.cancel(request, now), now, cause)
         return Abort.SUCCEEDED
 
