@@ -9,7 +9,7 @@ import wasmtime
 from hypothesis import given, strategies as st
 from kits import tries
 
-from trio_wasmcache._core.config import SCRATCH_LIMIT, WASM_PAGE
+from trio_wasmcache._core.config import SCRATCH_LIMIT, VALUES_SCRATCH_LIMIT, WASM_PAGE
 from trio_wasmcache._core.wasm.driver import CELLS
 from trio_wasmcache._core.wasm.memory_driver import memory_layout
 from trio_wasmcache._core.wasm.memory_layout import BYTES, STATE_SIZE, STATES_AT, MemoryShape
@@ -87,7 +87,7 @@ def test_nothing_overlaps(shape: MemoryShape) -> None:
     for (begin, size), (following, _) in pairwise(places):
         assert begin + size <= following
     assert all(at % 8 == 0 for at in (*made.args, *made.results))
-    assert made.out + made.out_size <= made.pages * WASM_PAGE <= SCRATCH_LIMIT <= 256 * 1024
+    assert made.out + made.out_size <= made.pages * WASM_PAGE <= VALUES_SCRATCH_LIMIT <= SCRATCH_LIMIT
     if BYTES in shape.args:
         assert made.data_size >= 8 * 1024
 

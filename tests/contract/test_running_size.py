@@ -10,9 +10,9 @@ from trio.testing import wait_all_tasks_blocked
 from trio_wasmcache import CacheConfig, CodeMemoryError, DeadlockError
 from trio_wasmcache.testing import check_invariants
 
-# A page of memory that may grow to four; the scratch of batches; the page for the rest.
+# A page of memory that may grow to four; the scratches of batches; the page for the rest.
 LIMITS = CacheConfig(memory_limit=4 * PAGE)
-WORST = 4 * PAGE + 4 * PAGE + PAGE
+WORST = 4 * PAGE + 8 * PAGE + PAGE
 
 
 async def test_running_instances_are_counted_with_the_most_they_may_touch(kit: Kit) -> None:

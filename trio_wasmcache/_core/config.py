@@ -27,9 +27,12 @@ MiB = 1024 * KiB
 
 # One page of WebAssembly memory, fixed by its specification.
 WASM_PAGE = 64 * KiB
-# Bytes of the scratch of a batch's driver, at most; 128 KiB fit a core's own cache beside the
-# guest's data.
-SCRATCH_LIMIT = 2 * WASM_PAGE
+# Bytes of the scratch of a batch's driver, at most; 256 KiB fit a core's own cache beside the
+# guest's data. What the host does for a chunk takes as long as three thousand rows, so more of them
+# would gain little. If values cross through the guest's memory, they are made with the GIL held for
+# a whole chunk, which has half of it.
+SCRATCH_LIMIT = 4 * WASM_PAGE
+VALUES_SCRATCH_LIMIT = SCRATCH_LIMIT // 2
 # Below this a guest's half of the stack can't hold the frames of ordinary compiled code.
 MIN_STACK_SIZE = 64 * KiB
 # Cores of a group: a thousandth is a millisecond in each second.

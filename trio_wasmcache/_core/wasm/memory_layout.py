@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import attrs
 
-from ..config import SCRATCH_LIMIT, WASM_PAGE
+from ..config import VALUES_SCRATCH_LIMIT, WASM_PAGE
 from .driver import CELLS
 from .types import FuncType
 
@@ -178,7 +178,7 @@ def scratch_of(shape: MemoryShape) -> MemoryLayout:
         sum(8 if name == BYTES else CELLS[name].size for name in shape.args)
         + sum(4 if name == BYTES else CELLS[name].size for name in shape.results)
     )
-    room = SCRATCH_LIMIT // 2 - at - 8 * (buffers + len(shape.results) + bitmaps)
+    room = VALUES_SCRATCH_LIMIT // 2 - at - 8 * (buffers + len(shape.results) + bitmaps)
     limit = HEAVY_ROWS if shape.heavy else ROWS_LIMIT
     # Eight rows of the most parameters allowed, 1000, leave some space for data.
     rows = max(min(8 * room // max(bits, 1), limit) // 8 * 8, 8)
@@ -191,7 +191,7 @@ def scratch_of(shape: MemoryShape) -> MemoryLayout:
     validity = tuple(take(rows // 8) for _ in range(bitmaps))
     args = tuple(take(8 * (rows + 1) if n == BYTES else CELLS[n].size * rows) for n in shape.args)
     results = tuple(take((4 if n == BYTES else CELLS[n].size) * rows) for n in shape.results)
-    left = SCRATCH_LIMIT - at
+    left = VALUES_SCRATCH_LIMIT - at
     out_size = left if not buffers else left // 2 if shape.style else 0
     if shape.heavy:
         out_size = min(out_size, HEAVY_SIZE)
