@@ -87,7 +87,8 @@ def test_nothing_overlaps(shape: MemoryShape) -> None:
     for (begin, size), (following, _) in pairwise(places):
         assert begin + size <= following
     assert all(at % 8 == 0 for at in (*made.args, *made.results))
-    assert made.out + made.out_size <= made.pages * WASM_PAGE <= VALUES_SCRATCH_LIMIT <= SCRATCH_LIMIT
+    assert made.out + made.out_size <= made.pages * WASM_PAGE <= VALUES_SCRATCH_LIMIT
+    assert VALUES_SCRATCH_LIMIT <= SCRATCH_LIMIT <= 256 * 1024
     if BYTES in shape.args:
         assert made.data_size >= 8 * 1024
 
