@@ -218,6 +218,8 @@ class Model:
     """{"size", "count" or "code": the priority of the last that went for it}."""
     module_floors: dict[str, float] = field(default_factory=dict)
     """{module: the floor of code when one of it last became idle}."""
+    module_rested: dict[str, int] = field(default_factory=dict)
+    """{module: tick of the last rest of one that has left, while others of it are known}."""
     line: list[MInstance] = field(default_factory=list)
     """SIEVE's queue, the oldest first, and where the hand is (None: before all):"""
     hand: MInstance | None = None
@@ -448,7 +450,9 @@ class Model:
                 self.most_passed,
             )
             return goes_module or among[0]
-        last = {it.module: it.rested for it in self.idle()}
+        last = self.module_rested.copy()
+        for it in self.idle():
+            last[it.module] = max(last.get(it.module, 0), it.rested)
         found = min(among, key=lambda it: (self.module_priority(it), last[it]))
         self.floors["code"] = max(self.floors.get("code", 0.0), self.module_priority(found))
         return found
@@ -475,10 +479,18 @@ class Model:
         if self.hand is it:
             self.hand = after(self.line, it)
         self.line.remove(it)
+        self.note_rest(it)
         if not any(other.known and other.module == it.module for other in self.instances):
             if self.module_hand == it.module:
                 self.module_hand = after(self.module_line, it.module)
             self.module_line.remove(it.module)
+
+    def note_rest(self, gone: MInstance) -> None:
+        """Its module was used when it was last used."""
+        module = gone.module
+        last = max(self.module_rested.pop(module, 0), gone.rested)
+        if any(it.known and it.module == module for it in self.instances):
+            self.module_rested[module] = last
 
     def count_load(self, it: MInstance, with_module: bool, seconds: float) -> None:
         what: MFunction | str = it.module if with_module else it.key[0]
@@ -494,6 +506,7 @@ class Model:
         self.policy = policy
         self.floors.clear()
         self.module_floors = dict.fromkeys(self.code(), 0.0)
+        self.module_rested.clear()
         self.line, self.hand = [], None
         self.module_line, self.module_hand = [], None
         for it in self.instances:
@@ -986,7 +999,8 @@ class Model:
             self.hand = new
         new.known, old.known = True, False
         self.instances.remove(old)
-        self.tick()  # of the rest of its module
+        self.note_rest(old)
+        self.module_rested[new.module] = self.tick()
         if not any(it.known and it.module == old.module for it in self.instances):
             if self.module_hand == old.module:
                 self.module_hand = after(self.module_line, old.module)

@@ -326,6 +326,23 @@ def test_a_module_was_used_when_any_of_its_instances_was() -> None:
     assert reasons(bench.resize(max_code=4, policy="gdsf")) == [("now", "code")]
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_between_equal_modules_a_use_counts_of_an_instance_that_is_gone(*, earlier: bool) -> None:
+    """Also of one that had gone before code was first evicted."""
+    bench = Bench(max_code=8, policy="gdsf")
+    rest, other = bench.function("rest", "shared"), bench.function("other")
+    used = bench.function("used", "shared")
+    if earlier:
+        use(bench, bench.function("large", code=3))
+        assert reasons(bench.resize(max_code=2, policy="gdsf")) == [("large", "code")]
+        bench.resize(max_code=8, policy="gdsf")
+    for function in (rest, other, used):
+        use(bench, function)
+    assert reasons(bench.retire(used)) == [("used", "removed")]
+    # Both modules have one use for one unit of code. "shared" was used last, by "used".
+    assert reasons(bench.resize(max_code=1, policy="gdsf")) == [("other", "code")]
+
+
 def test_an_instance_that_became_a_seat_takes_its_module_down() -> None:
     """The module is worth less then, so its priority is computed anew."""
     bench = Bench(max_code=5, policy="cost")

@@ -1002,6 +1002,30 @@ def draw_limits(random: Random, wide: bool = False, policy: str | None = None) -
     }
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_between_equal_modules_a_use_counts_of_an_instance_that_is_gone(*, earlier: bool) -> None:
+    """The model, too, has the module go whose last use is the oldest; see `test_eviction_order`."""
+    machine = PolicyMachine()
+    limits = {
+        **draw_limits(Random(0), True, "gdsf"),
+        **{"max_size": 400, "max_instances": 9, "max_code": 8, "idle_timeout": 1000.0},
+        **{"max_instance_size": 100, "max_running": None},
+    }
+    machine.open(limits, [1, 1, 3, 1], 1, None)
+    machine.register(0, 1)
+    rest, other, large, used = range(4)
+    if earlier:
+        machine.use(0, large, 0, 10, False)
+        machine.resize({**limits, "max_code": 2})
+        machine.resize(limits)
+    for function in (rest, other, used):
+        machine.use(0, function, 0, 10, False)
+    machine.remove(used)
+    machine.resize({**limits, "max_code": 1})
+    assert [it.key[0].label for it in machine.model.instances] == ["f0/1"]
+    machine.teardown()
+
+
 @pytest.mark.parametrize("seed", range(settings().max_examples // 4))
 def test_the_policy_agrees_with_the_model_on_a_long_walk(
     seed: int, monkeypatch: pytest.MonkeyPatch

@@ -266,14 +266,13 @@ class GreedyDual:
             it.remove(instance)
         module = instance.module
         self._doubt_other(module, None)
-        if self._modules is None:
-            return
         if any(other in self._sizes.parts.entries for other in module.instances):
             self._last[module] = max(self._last.get(module, 0), instance.rested)
             self._doubt_module(module, True)
-        else:
+            return
+        self._last.pop(module, None)
+        if self._modules is not None:
             self._modules.remove(module)
-            self._last.pop(module, None)
             self._busy.pop(module, None)
             self._keepers.forget(module)
 
@@ -284,8 +283,7 @@ class GreedyDual:
         self.left(old)
         for it in self._by_instance():
             it.parts.expunge(old)
-        if self._modules is not None:
-            self._last[new.module] = rests
+        self._last[new.module] = rests
         self.settled(new, True)
 
     def regroup(self, instances: Iterable[Instance]) -> None:
