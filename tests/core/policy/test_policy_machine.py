@@ -1008,8 +1008,12 @@ def test_between_equal_modules_a_use_counts_of_an_instance_that_is_gone(*, earli
     machine = PolicyMachine()
     limits = {
         **draw_limits(Random(0), True, "gdsf"),
-        **{"max_size": 400, "max_instances": 9, "max_code": 8, "idle_timeout": 1000.0},
-        **{"max_instance_size": 100, "max_running": None},
+        "max_size": 400,
+        "max_instances": 9,
+        "max_code": 8,
+        "idle_timeout": 1000.0,
+        "max_instance_size": 100,
+        "max_running": None,
     }
     machine.open(limits, [1, 1, 3, 1], 1, None)
     machine.register(0, 1)

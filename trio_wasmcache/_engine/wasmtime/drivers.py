@@ -22,6 +22,7 @@ from . import native
 from .companions import instantiate, part
 from .errors import load_error
 from .function import Caller, WasmtimeFunction
+from .own_stack import on_usual_stack
 from .residency import Range
 from .restore import discard
 from .store import Store
@@ -47,7 +48,7 @@ class WasmtimeDriverCode:
             wasm = to_wasm(self.layout.text)
         self.imports = [item.name for item in read_module(wasm).imports]
         made = c_void_p()
-        problem = native.module_new(engine, wasm, len(wasm), byref(made))
+        problem = on_usual_stack(native.module_new, engine, wasm, len(wasm), byref(made))
         if problem:
             raise load_error(f"wasmtime can't compile a driver for {shape}", problem)
         self.module = native.pointer_in(made)

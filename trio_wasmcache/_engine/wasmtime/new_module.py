@@ -8,6 +8,7 @@ from ..._core.errors import InvalidModuleError
 from ..base import NoMemoryError
 from . import native
 from .errors import is_no_memory, take_error
+from .own_stack import on_usual_stack
 
 LEGACY = "legacy_exceptions feature required"
 LEGACY_ADVICE = (
@@ -19,7 +20,7 @@ LEGACY_ADVICE = (
 def new_module(engine: int, wasm: bytes) -> int:
     """Compile a module, which is the caller's to delete; `InvalidModuleError` if it is none."""
     made = c_void_p()
-    problem = native.module_new(engine, wasm, len(wasm), byref(made))
+    problem = on_usual_stack(native.module_new, engine, wasm, len(wasm), byref(made))
     if problem:
         message = f"wasmtime can't compile it: {take_error(problem)}"
         if LEGACY in message:

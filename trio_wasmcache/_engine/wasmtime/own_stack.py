@@ -1,4 +1,4 @@
-"""Find out how much of its own stack a thread has left, for guest code that runs there.
+"""Find out how much of its own stack a thread has left, for guests and compilers that run there.
 
 Only on Linux with glibc, on processors whose layout of `ucontext_t` is known: `getcontext` stores
 the stack pointer, `pthread_getattr_np` the stack's bounds. Anywhere else nothing is left. A pointer
@@ -12,6 +12,9 @@ When wasmtime first runs a guest in a thread, it maps a stack for signal handler
 process if it gets no memory. A sliced call has mapped its own stack by then, which would have
 failed as an error. So before anything runs on a thread's own stack for the first time, as much
 memory is mapped here, and given back.
+
+A compiler that runs out of stack ends the process, and a program may make its threads' stacks small
+(`threading.stack_size`, ``ulimit -s``): Trio's threads, too. `on_usual_stack` is for that.
 """
 
 from __future__ import annotations
@@ -24,7 +27,11 @@ import sys
 import threading
 from collections.abc import Callable
 from ctypes import addressof, byref, c_size_t, c_void_p
-from typing import Any
+from typing import Any, TypeVar
+
+from ..base import NoMemoryError
+
+T = TypeVar("T")
 
 # More than a `pthread_attr_t` and a `ucontext_t` take anywhere.
 ATTRIBUTES_SIZE, CONTEXT_SIZE = 256, 8192
@@ -33,6 +40,9 @@ MAPPED_FIRST = 1024 * 1024
 # As deep the main thread's stack is grown, below where it is when it is first looked at: more than
 # any `instance_stack_size` by default, and little beside the 8 MiB that it mostly may have.
 GROWN = 4 * 1024 * 1024
+# Stack that a compiler must find, as in any of wasmtime's own threads; and that of a thread for it
+# where there is less. The baseline compiler was seen to need between 256 and 512 KiB.
+ENOUGH, USUAL = 2 * 1024 * 1024, 8 * 1024 * 1024
 # {processor: index of the stack pointer in its `ucontext_t`, as one of 64 bits}
 POINTER_AT = {"x86_64": 20, "aarch64": 54}
 
@@ -119,3 +129,49 @@ def room() -> int:
         return 0
     left = here.pointer() - here.low
     return left if 0 < left <= here.size else 0
+
+
+# Only one of our threads at a time changes the size that new threads' stacks have.
+_starting = threading.Lock()
+
+
+def on_usual_stack(function: Callable[..., T], *values: object) -> T:
+    """Call a function that needs a usual stack, in a thread of its own if this one's is small.
+
+    Raises:
+        NoMemoryError: the system has no memory for such a thread.
+    """
+    if not _is_small():
+        return function(*values)
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            results.append(function(*values))
+        except BaseException as error:
+            failures.append(error)
+
+    with _starting:
+        before = threading.stack_size(USUAL)
+        try:
+            # As Trio's threads, it does not keep the program from ending.
+            thread = threading.Thread(target=call, daemon=True)
+            thread.start()
+        except RuntimeError as error:
+            raise NoMemoryError(f"no memory for the stack of a compiler: {error}") from None
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def _is_small() -> bool:
+    """Return whether less than `ENOUGH` is left of the stack of this thread, as far as is known."""
+    here = _HERE
+    if here.size:
+        left = here.pointer() - here.low
+        return 0 < left < ENOUGH
+    return 0 < threading.stack_size() < ENOUGH

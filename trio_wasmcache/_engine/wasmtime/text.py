@@ -7,6 +7,7 @@ from ctypes import byref
 from ..._core.errors import InvalidModuleError
 from . import native
 from .errors import take_error
+from .own_stack import on_usual_stack
 
 
 def to_wasm(text: str) -> bytes:
@@ -16,7 +17,7 @@ def to_wasm(text: str) -> bytes:
     except UnicodeEncodeError as error:
         raise InvalidModuleError(f"not WebAssembly text: {error}") from None
     out = native.ByteVec()
-    problem = native.wat2wasm(raw, len(raw), byref(out))
+    problem = on_usual_stack(native.wat2wasm, raw, len(raw), byref(out))
     if problem:
         raise InvalidModuleError(f"not WebAssembly text: {take_error(problem)}")
     return native.take_bytes(out)
