@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -15,8 +16,10 @@ from batch.routes import both
 from kits import Kit, WasmtimeKit, add
 
 from trio_wasmcache import AbiError, Convert, Exports, FuncType, Guest, Invoke
+from trio_wasmcache._abi.cql import framing
 from trio_wasmcache._abi.cql.framing import PACE, counted
 from trio_wasmcache._abi.cql.scalars import scalars
+from trio_wasmcache._abi.cql.types import parse_type
 from trio_wasmcache._abi.gil import MANY, is_large, paced
 from trio_wasmcache._cache.cache import parts_of
 from trio_wasmcache._core.policy.shares import FUEL_PER_SECOND
@@ -120,6 +123,36 @@ def test_a_paced_conversion_breathes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trio_wasmcache._abi.gil.EVERY", 0)
     codec = scalars()["int"]
     assert paced(counted, range(200), codec) == counted(range(200), codec)
+
+
+@pytest.mark.parametrize("name", ["list<int>", "set<int>", "map<int,int>"])
+def test_parts_are_joined_piece_by_piece(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To join all of a large collection at once, and to free them, holds the loop for long."""
+    values = dict.fromkeys(range(100 * PACE), 1)
+    blocks: list[int] = []
+    monkeypatch.setattr(framing, "breathe", lambda: blocks.append(sys.getallocatedblocks()))
+    codec = parse_type("f", name, lambda word: scalars().get(word), {})
+    data = codec.encode(values if name.startswith("map") else [*values])
+    assert len(blocks) == 100
+    # A piece each, and not the parts of all items, two or four each.
+    assert blocks[-1] - blocks[0] < 10 * len(blocks)
+    items = 2 if name.startswith("map") else 1
+    assert data[:4] == (100 * PACE).to_bytes(4, "big")
+    assert data[4:12] == bytes((0, 0, 0, 4, 0, 0, 0, 0))
+    assert len(data) == 4 + 8 * 100 * PACE * items
+
+
+@pytest.mark.parametrize("count", [0, 1, PACE - 1, PACE, PACE + 1, 2 * PACE])
+@pytest.mark.parametrize("name", ["list<int>", "map<int,int>"])
+def test_collections_are_framed_item_by_item(name: str, count: int) -> None:
+    """Wherever a piece ends."""
+    codec = parse_type("f", name, lambda word: scalars().get(word), {})
+    cell = [b"\0\0\0\4" + number.to_bytes(4, "big") for number in range(count)]
+    if name == "list<int>":
+        data = codec.encode(range(count))
+    else:
+        data, cell = codec.encode({n: n for n in range(count)}), [2 * one for one in cell]
+    assert data == count.to_bytes(4, "big") + b"".join(cell)
 
 
 @pytest.mark.parametrize("value", [0, 127, 128, -128, -129, 255, 32767, -32768, 2**63, -(2**64)])

@@ -11,7 +11,7 @@ import itertools
 import struct
 import sys
 from collections.abc import Iterable, Sequence, Sized
-from typing import Protocol
+from typing import Protocol, final
 
 from ..._core.tally import SLOT, Tally
 from ..base import Value
@@ -71,20 +71,46 @@ class Codec(Protocol):
         """
 
 
-def counted(items: Sized, codec: Codec) -> list[Data]:
+@final
+class Joined:
+    """Joins the parts of a collection piece by piece, which lets others run in between.
+
+    To join a quarter of a million parts at once, and to free them, takes 10 to 20 ms with the GIL.
+    """
+
+    __slots__ = ("_pieces", "parts")
+
+    def __init__(self, first: Data) -> None:
+        self.parts = [first]
+        """The last parts, which are not joined yet."""
+        self._pieces: list[bytes] = []
+
+    def pace(self) -> None:
+        """Join the last parts; called after every `PACE` items."""
+        breathe()
+        self._pieces.append(b"".join(self.parts))
+        self.parts.clear()
+
+    def result(self) -> bytes:
+        """Return all parts as one."""
+        last = b"".join(self.parts)
+        return b"".join((*self._pieces, last)) if self._pieces else last
+
+
+def counted(items: Sized, codec: Codec) -> bytes:
     """Return the number of items, and each of them, framed."""
-    parts: list[Data] = [write_count(count := len(items))]
+    joined = Joined(write_count(count := len(items)))
     left = count
     for item in items:  # type: ignore[attr-defined]
         if not left:
             raise ValueError(f"a collection had {count} items, and then more")
         if not left % PACE:
-            breathe()
+            joined.pace()
         left -= 1
-        put(parts, codec, item)
+        put(joined.parts, codec, item)
     if left:  # in a thread, the collection may change meanwhile
         raise ValueError(f"a collection had {count} items, and then {count - left}")
-    return parts
+    return joined.result()
 
 
 def listed(name: str, items: Iterable[object], count: int) -> list[object]:

@@ -30,6 +30,7 @@ from .framing import (
     PACE,
     Codec,
     Data,
+    Joined,
     MalformedError,
     check_end,
     check_hashes,
@@ -67,7 +68,7 @@ class ListCodec:
             isinstance(value, Sized) and hasattr(value, "__getitem__")
         ):
             raise TypeError(f"{self.name} takes a sequence, got {shown(value)}")
-        return b"".join(counted(value, self.item))
+        return counted(value, self.item)
 
     def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Value:
         items = read_items(self.name, data, at, end, self.item, tally, hashable)
@@ -95,7 +96,7 @@ class SetCodec:
         items = listed(self.name, value, len(value))
         if any(item is None for item in items):
             raise ValueError(f"{self.name} can't hold None")
-        return b"".join(counted(_in_order(items), self.item))
+        return counted(_in_order(items), self.item)
 
     def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Value:
         items = read_items(self.name, data, at, end, self.item, tally, True)
@@ -136,13 +137,13 @@ class MapCodec:
         pairs = {key: value[key] for key in listed(self.name, value, len(value))}
         if None in pairs:
             raise ValueError(f"{self.name} can't have None for a key")
-        parts: list[Data] = [write_count(len(pairs))]
-        for number, key in enumerate(_in_order(list(pairs))):
+        joined = Joined(write_count(len(pairs)))
+        for number, key in enumerate(_in_order(list(pairs)), 1):
+            put(joined.parts, self.key, key)
+            put(joined.parts, self.value, pairs[key])
             if not number % PACE:
-                breathe()
-            put(parts, self.key, key)
-            put(parts, self.value, pairs[key])
-        return b"".join(parts)
+                joined.pace()
+        return joined.result()
 
     def decode(self, data: bytes, at: int, end: int, tally: Tally, hashable: bool = False) -> Value:
         count, at = read_count(self.name, data, at, end, 8)
