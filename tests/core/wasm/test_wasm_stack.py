@@ -9,6 +9,7 @@ import wasmtime
 from hypothesis import given, strategies as st
 from kits import tries
 
+from trio_wasmcache._core.wasm import stack
 from trio_wasmcache._core.wasm.editor import encode_module, uleb
 from trio_wasmcache._core.wasm.reader import ExcessiveModuleError, FuncType, read_module
 from trio_wasmcache._core.wasm.stack import (
@@ -209,3 +210,32 @@ def test_it_agrees_with_wasmtime_on_text() -> None:
     assert wasm[at : at + 3] == b"\1\1\x7b"
     found = Weigher(info.types, info.functions).weigh(wasm, at + 3, code.end, 10**9, lambda: None)
     assert found == 3 * 2 + 2 * 4 * BLOCK_WEIGHT
+
+
+# Bytes of which instructions are made, so that most of them are known.
+LIKELY = st.sampled_from(
+    b"\0\1\2\x0b\x0c\x10\x11\x13\x1c\x20\x28\x40\x41\x43\x45\x7f\x80\xfc\xfd\xff"
+)
+
+
+@tries(1000)
+@given(st.one_of(st.binary(max_size=60), st.lists(LIKELY, max_size=60).map(bytes)))
+def test_a_run_without_state_is_the_same_run(body: bytes) -> None:
+    """Patterns that keep no state to go back match what those do that can go back."""
+    for forms in (stack._PLAIN, stack._NO_CALL, stack._ANY_CALL):
+        going_back = stack._run(forms, stack._REPEATED).match(body)
+        at_once = stack._run(forms).match(body)
+        assert going_back is not None and at_once is not None
+        assert at_once.end() == going_back.end()
+
+
+@tries(1000)
+@given(st.one_of(st.binary(max_size=60), st.lists(LIKELY, max_size=60).map(bytes)))
+def test_short_numbers_are_a_form_of_their_own(body: bytes) -> None:
+    """It changes only what is tried first."""
+    short, *others = stack._ANY_CALL
+    assert short.removesuffix(rb"[\x00-\x7f]") + b"L" in others
+    expected = stack._run(tuple(others)).match(body)
+    found = stack._run(stack._ANY_CALL).match(body)
+    assert expected is not None and found is not None
+    assert found.end() == expected.end()

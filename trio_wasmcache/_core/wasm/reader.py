@@ -121,15 +121,16 @@ class Cursor:
     breathe: Callable[[], object] = lambda: None
     steps: int = 0
     """Number of steps taken so far; see `STEPS`."""
-    custom: int = 0
-    """Bytes of custom sections, which allow no steps."""
+    _size: int | None = None
     gets: list[tuple[int, int, int]] | None = None
     """Where each `global.get` in a constant begins and ends, and its global; None: nobody asks."""
 
     @property
     def size(self) -> int:
-        """Bytes without custom sections."""
-        return len(self.data) - self.custom
+        """Bytes without custom sections, which allow no steps."""
+        if self._size is None:
+            self._size = len(self.data) - custom_size(find_custom_sections(self.data))
+        return self._size
 
     def spend(self, steps: int) -> None:
         """Count steps, before they are taken.
@@ -141,6 +142,8 @@ class Cursor:
         self.steps += steps
         if self.steps // BREATHS > before // BREATHS:
             self.breathe()
+        if self.steps <= STEPS:
+            return
         limit = STEPS + self.size // BYTES_PER_STEP
         if self.steps > limit:
             raise ExcessiveModuleError(
@@ -322,8 +325,7 @@ class _Reader:
         self.growths: list[Growth] = []
         self.bulks: list[Bulk] | None = []
         self.knows_growths = weigh
-        custom = custom_size(find_custom_sections(wasm))
-        self.cursor = Cursor(wasm, 0, len(wasm), breathe=breathe, custom=custom)
+        self.cursor = Cursor(wasm, 0, len(wasm), breathe=breathe)
         self.types: list[FuncType] = []
         self.imports: list[Import] = []
         self.spaces: dict[str, list[Any]] = {kind: [] for kind in KINDS}  # {kind: index space}
@@ -333,7 +335,7 @@ class _Reader:
         self.producers: tuple[tuple[str, str, str], ...] = ()
         self.start: int | None = None
         self.data_count: int | None = None
-        self.passive_elements = self.passive_data = self.code_bytes = 0
+        self.passive_elements = self.passive_data = self.code_bytes = self.bodies_begin = 0
         self.elements = self.passive_items = self.extern_items = self.locals = 0
         self.collected = False
         # {section id: (bytes of the smallest item, function that reads one)}
@@ -428,6 +430,7 @@ class _Reader:
             data_segments=counts[11],
             passive_data=self.passive_data,
             code_bytes=self.code_bytes,
+            bodies_begin=self.bodies_begin,
             elements=self.elements,
             passive_items=self.passive_items,
             extern_items=self.extern_items,
@@ -549,62 +552,77 @@ class _Reader:
         That takes a tenth of the time of `body`, which reads the others; what is counted, noted and
         refused is the same.
         """
-        cursor, steps = self.cursor, 0
-        cursor.spend(count)
-        for _ in range(count):
-            taken = self.plain_body()
-            steps += taken
+        self.cursor.spend(count)
+        self.bodies_begin = self.cursor.at
+        while count:
+            count -= self.plain_bodies(count)
+            if count:
+                self.body()
+                count -= 1
+
+    def plain_bodies(self, count: int) -> int:
+        """Read plain bodies, `count` at most, up to one that is not plain; return their number.
+
+        A plain one has a size below `HEIGHT_FROM`, numbers of locals below 0x80, and instructions
+        that are a single run which weighs nothing: see `Weigher.plain`.
+        """
+        cursor, match, known = self.cursor, None, frozenset(VALUE_TYPES)
+        if self.weigh:
+            if self.weigher is None:
+                self.weigher = Weigher(self.types, self.spaces["func"])
+            match = self.weigher.plain.match
+        data, at, end = cursor.data, cursor.at, cursor.end
+        read = steps = code_bytes = local_count = 0
+        # No number is beyond the section's end: each is below 0x4000, and that many bytes are left.
+        last = end - 4
+        while read < count and at <= last:
+            size = data[at]
+            begin = at + 1
+            if size >= 0x80:
+                more = data[begin]
+                if more >= 0x80:
+                    break
+                size += (more << 7) - 0x80
+                begin += 1
+            stop = begin + size
+            if size < 2 or size >= HEIGHT_FROM or stop > end:
+                break
+            groups = data[begin]
+            begin += 1
+            if groups:
+                types = begin + 2 * groups
+                if groups >= 0x80 or types >= stop:
+                    break
+                if groups == 1:
+                    number = data[begin]
+                    if number >= 0x80 or data[begin + 1] not in VALUE_TYPES:
+                        break
+                else:
+                    numbers = data[begin:types:2]
+                    if max(numbers) >= 0x80 or not known.issuperset(data[begin + 1 : types : 2]):
+                        break
+                    number = sum(numbers)
+                begin = types
+            else:
+                number = 0
+            if match is not None:
+                found = match(data, begin, stop)
+                if found is None or found.end() < stop:
+                    break
+            local_count += number
+            code_bytes += size
+            steps += groups + 1
+            read += 1
+            at = stop
             if steps >= BREATHS:
+                cursor.begin = cursor.at = at
                 cursor.spend(steps)
                 steps = 0
-            if not taken:
-                self.body()
+        cursor.begin = cursor.at = at
+        self.code_bytes += code_bytes
+        self.locals += local_count
         cursor.spend(steps)
-
-    def plain_body(self) -> int:
-        """Read a plain body, and return the number of steps; 0, and nothing is read, if it is none.
-
-        It has a size below `HEIGHT_FROM`, numbers of locals below 0x80, and instructions that are
-        a single run which weighs nothing: see `Weigher.plain`.
-        """
-        cursor = self.cursor
-        data, at, end = cursor.data, cursor.at, cursor.end
-        # No number is beyond the section's end: each is below 0x4000, and that many bytes are left.
-        if at + 4 > end:
-            return 0
-        size = data[at]
-        at += 1
-        if size >= 0x80:
-            more = data[at]
-            if more >= 0x80:
-                return 0
-            size += (more << 7) - 0x80
-            at += 1
-        stop = at + size
-        if size < 2 or size >= HEIGHT_FROM or stop > end:
-            return 0
-        groups = data[at]
-        at += 1
-        if groups >= 0x80 or at + 2 * groups >= stop:
-            return 0
-        count = 0
-        for _ in range(groups):
-            number = data[at]
-            if number >= 0x80 or data[at + 1] not in VALUE_TYPES:
-                return 0
-            count += number
-            at += 2
-        if self.weigh:
-            weigher = self.weigher
-            if weigher is None:
-                weigher = self.weigher = Weigher(self.types, self.spaces["func"])
-            found = weigher.plain.match(data, at, stop)
-            if found is None or found.end() < stop:
-                return 0
-        self.code_bytes += size
-        self.locals += count
-        cursor.begin, cursor.at = at, stop
-        return groups + 1
+        return read
 
     def body(self) -> None:
         cursor, end = self.cursor, self.cursor.end
@@ -656,7 +674,9 @@ class _Reader:
         cursor, functions = self.cursor, self.spaces["func"]
         if self.weigher is None:
             self.weigher = Weigher(self.types, functions)
-        left = MODULE_WEIGHT + cursor.size - self.weight
+        left = MODULE_WEIGHT - self.weight
+        if left < FUNCTION_WEIGHT:
+            left += cursor.size
         limit = min(FUNCTION_WEIGHT, left)
         weight = self.weigher.weigh(
             cursor.data, cursor.at, cursor.end, limit, partial(cursor.spend, 1)

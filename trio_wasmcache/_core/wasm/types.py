@@ -279,6 +279,8 @@ class ModuleInfo:
     bulks: tuple[Bulk, ...] | None = ()
     """Each bulk instruction, in order; None if there are more than `BULK_LIMIT`, or if an
     instruction is unknown. Empty, too, if instructions were not weighed."""
+    bodies_begin: int = attrs.field(default=0, eq=False, repr=False)
+    """Offset of the first function body, with its size; 0 if there is no code section."""
     # {name: export}; a dict has no hash, so it stays out of comparisons.
     _by_name: dict[str, Export] = attrs.field(init=False, eq=False, repr=False, factory=dict)
 
@@ -293,6 +295,11 @@ class ModuleInfo:
     def export(self, name: str) -> Export | None:
         """Return the export of that name, or None."""
         return self._by_name.get(name)
+
+    @property
+    def has_custom_sections(self) -> bool:
+        """Whether the module has custom sections, such as the names of functions."""
+        return any(section.id == 0 for section in self.sections)
 
     @property
     def own_tables(self) -> tuple[TableType, ...]:

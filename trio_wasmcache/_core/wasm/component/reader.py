@@ -24,7 +24,6 @@ from attrs import define, field, frozen
 
 from ...wit import types as wit
 from ...wit.types import LABEL
-from ..custom import custom_size, find_custom_sections
 from ..reader import MAX_PRODUCERS, PRODUCERS, Cursor, read_producers
 from ..types import HEADER, KINDS, ExcessiveModuleError
 from .types import (
@@ -237,8 +236,7 @@ class _Reader:
     """Reads the sections of the component, and of each nested one that is instantiated."""
 
     def __init__(self, wasm: bytes, breathe: Callable[[], object]) -> None:
-        custom = custom_size(find_custom_sections(wasm))
-        self.cursor = Cursor(wasm, 0, len(wasm), breathe=breathe, custom=custom)
+        self.cursor = Cursor(wasm, 0, len(wasm), breathe=breathe)
         self.modules: dict[int, CoreModule] = {}  # {start: module}
         self.instances: list[CoreInstance] = []
         self.imports: list[ImportedFunction] = []
