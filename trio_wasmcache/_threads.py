@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol, TypeGuard, TypeVar
 
 import trio
@@ -40,7 +40,9 @@ async def run_in_thread(
     **Checkpoint:** always.
     **Cancellation:** the thread is abandoned, or with `abandon_on_cancel=False` waited for.
     """
-    with no_autojump():
+    # Most clocks never jump, and a generator takes ten times as long as this.
+    jumps = _jumps(trio.lowlevel.current_clock())
+    with no_autojump() if jumps else nullcontext():
         return await trio.to_thread.run_sync(
             function, *values, limiter=limiter, abandon_on_cancel=abandon_on_cancel
         )

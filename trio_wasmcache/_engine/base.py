@@ -714,8 +714,15 @@ class Engine(Protocol):
             data: of any size.
         """
 
+    def load_nowait(self, artifact: Artifact, hosts: Sequence[HostImport]) -> LoadedModule | None:
+        """Make an artifact executable and link it; None, and nothing is done: use `load`.
+
+        Raises:
+            Exception: the errors of `load`.
+        """
+
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> LoadedModule:
-        """Make an artifact executable and link it.
+        """Make an artifact executable and link it, in a thread if that takes long.
 
         Raises:
             LinkError: wasmtime would not link it after all.

@@ -75,6 +75,8 @@ class CompileSlots:
         self.check_open()
         await trio.lowlevel.checkpoint_if_cancelled()
         self._start(self._queue.add(turn, turn.groups))
+        if turn.is_woken:  # whoever takes a slot waits for a thread next
+            return
         try:
             await turn.woken()
         except BaseException:
@@ -191,6 +193,11 @@ class Turn:
     def wake(self) -> None:
         """Let the wait for a slot end."""
         self._event.set()
+
+    @property
+    def is_woken(self) -> bool:
+        """Whether the wait for a slot has ended."""
+        return self._event.is_set()
 
     async def woken(self) -> None:
         """Wait for `wake`."""

@@ -63,7 +63,7 @@ class Making:
             pool.runner, share, module.hosts, self._lease, pool.journal, self._request
         )
         try:
-            code = module.loaded
+            code = module.loaded or module.get_nowait()
             if code is None:
                 code = await start.unless_ended(module.get)
             if share.burst >= BURST_FUEL:
@@ -114,7 +114,7 @@ class Making:
             pool.runner, self._share, module.hosts, self._lease, pool.journal, self._request
         )
         try:
-            if module.loaded is None:
+            if module.loaded is None and module.get_nowait() is None:
                 await start.unless_ended(module.get)
         finally:
             self.start = None

@@ -155,6 +155,12 @@ class Declaration:
     """Component of which the module is a part; its types and its ABI are known then."""
     offered: Offered | None = None
     """Function of the component."""
+    what: str = field(init=False, eq=False, repr=False)
+    """The key, for messages."""
+
+    @what.default
+    def _name_key(self) -> str:
+        return str(self.key)
 
     def of_component(self, component: Taken) -> Declaration:
         """Return the declaration for a function of a component, which says types and ABI itself.
@@ -163,7 +169,7 @@ class Declaration:
             ExportError: the component has no such function.
             SignatureError: the function can't be used, or has other types than were given.
         """
-        what = str(self.key)
+        what = self.what
         for module, name in (*self.hosts, *self.externs):
             raise TypeError(
                 f"{what}: imports[{shown(module)}][{shown(name)}] must be a function, as this is a "
@@ -269,16 +275,16 @@ class Declaration:
             if any(memory.wide for memory in info.memories):
                 from .._abi.assemblyscript import refuse_wide_memory
 
-                refuse_wide_memory(str(self.key), abi)
+                refuse_wide_memory(self.what, abi)
         binding = abi.bind(
-            str(self.key),
+            self.what,
             self.export,
             self.key.args,
             self.results,
             exports_of(info),
             self.called_on_null,
         )
-        return check_binding(str(self.key), binding)
+        return check_binding(self.what, binding)
 
     def bind_calls(self, info: ModuleInfo) -> tuple[PrepareCall, ...]:
         """Return how the values of the calls of `prepare` cross.
@@ -640,7 +646,7 @@ def read_file(what: str, path: Path, limit: int) -> bytes:
 
 
 @final
-@frozen
+@frozen(cache_hash=True)
 class Equal:
     """Key of a compiled module: functions whose keys are equal share one module."""
 
@@ -695,6 +701,8 @@ class Compiling:
     booking: Booking | None = None
     """The books of the instance that is prepared for it; None: none is."""
     module: CachedModule | None = None
+    binding: Binding | None = None
+    """How values of the function cross for which it compiles, if its module says so itself."""
     error: Exception | None = None
     seconds: float = 0.0
 
@@ -734,7 +742,8 @@ class Compiler:
         resets = declaration.isolation == RESET
         component = declaration.component
         digest = component.digest if component else await _digest(wasm, self._digests)
-        plain = Equal(
+        equal_in = functools.partial(
+            Equal,
             digest,
             frozenset(
                 [
@@ -749,11 +758,11 @@ class Compiler:
             trap_missing=declaration.trap_missing,
             layered=declaration.abi if isinstance(declaration.abi, LayeredAbi) else None,
             preparation=_preparation(declaration, config),
-            tier=OPTIMIZING if config.compiler == TIERED else None,
         )
+        plain = equal_in(tier=OPTIMIZING if config.compiler == TIERED else None)
         module = self._find(plain, declaration)
         if module is None and config.compiler == TIERED:
-            plain = evolve(plain, tier=BASELINE)
+            plain = equal_in(tier=BASELINE)
             module = self._find(plain, declaration)
         equal = evolve(plain, prepared=True) if resets else plain
         if module is not None:
@@ -782,7 +791,9 @@ class Compiler:
             raise job.error
         if job.module is None:
             raise trio.ClosedResourceError(f"the cache was closed while {declaration.key} compiled")
-        binding = self._check(job.module.artifact.info, declaration)
+        binding = job.binding if mine else None
+        if binding is None:
+            binding = self._check(job.module.artifact.info, declaration)
         # Another registration may have been first, and its function may have been removed since.
         module = self.modules.get(job.module.equal, job.module)
         module.learn(job.module.why_not)
@@ -902,9 +913,10 @@ class Compiler:
             unpack, limiter = recipe.unpack, self._digests
             wasm = await run_in_thread(unpack, limiter=limiter, abandon_on_cancel=True)
         declaration, config, prepared = recipe.declaration, recipe.config, recipe.prepared
-        return await self._make(
+        made, _ = await self._make(
             equal, wasm, declaration, config, turn, prepared, module, recipe.packed
         )
+        return made
 
     def _find(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
         """Return the module if a function uses it, whether or not something is missing."""
@@ -1008,7 +1020,9 @@ class Compiler:
                         equal.digest, wasm, declaration, config, job.turn, preparing, lease
                     )
                     began = trio.current_time()
-                job.module = await self._make(equal, wasm, declaration, config, job.turn, prepared)
+                job.module, job.binding = await self._make(
+                    equal, wasm, declaration, config, job.turn, prepared
+                )
                 job.seconds = trio.current_time() - began
         except InvalidModuleError as error:
             job.error = InvalidModuleError(f"{declaration.key}: {error}")
@@ -1031,12 +1045,13 @@ class Compiler:
         prepared: Prepared | None,
         earlier: CachedModule | None = None,
         packed: bytes = b"",
-    ) -> CachedModule:
-        """Compile a module; `earlier`: the same of another compiler, which has what it has not.
+    ) -> tuple[CachedModule, Binding | None]:
+        """Compile a module, and return how values cross, too, unless that is to be checked again.
 
-        `packed` is the module, compressed; empty: it is not there yet.
+        `earlier` is the same module of another compiler, which has what it has not. `packed` is the
+        module, compressed; empty: it is not there yet.
         """
-        found: list[Imports] = []
+        found: list[tuple[Imports, ModuleInfo, Binding]] = []
         packs = [packed]
         wanted = tier = equal.tier
         if tier is BASELINE and (key := _tier_key(equal, config)) is not None:
@@ -1044,15 +1059,17 @@ class Compiler:
             tier = BASELINE if await self.engine.find_state(key) is None else OPTIMIZING
 
         def admit(info: ModuleInfo) -> Edits | Graph:
-            check_counts(info, str(declaration.key), config.table_limit)
+            check_counts(info, declaration.what, config.table_limit)
             # Here, and not once more below: making trampolines may take long, and this is a thread.
             if not packed:
-                packs.append(zlib.compress(without_trailing_sections(wasm), PACK_LEVEL))
-            found.append(_find_imports(info, declaration))
-            return self._admit(wasm, info, found[-1], declaration, config, prepared)
+                bare = without_trailing_sections(wasm) if info.has_custom_sections else wasm
+                packs.append(zlib.compress(bare, PACK_LEVEL))
+            imports, binding = _find_imports(info, declaration), self._check(info, declaration)
+            found.append((imports, info, binding))
+            return self._admit(wasm, info, imports, declaration, config, prepared)
 
         artifact = await self.engine.compile(wasm, admit, turn, tier)
-        info, imports = artifact.info, found[-1]
+        info, (imports, read, binding) = artifact.info, found[-1]
         if wanted is not None and wanted is not artifact.tier:
             equal = evolve(equal, tier=artifact.tier)
         source = ModuleRecipe(equal, packs[-1], declaration, config, prepared)
@@ -1091,7 +1108,7 @@ class Compiler:
         )
         if earlier is not None:
             made.take_news()  # which were told of the earlier one
-        return made
+        return made, binding if info is read else None
 
     async def _prepare(
         self,
@@ -1117,10 +1134,11 @@ class Compiler:
         found: list[tuple[Imports, tuple[PrepareCall, ...]]] = []
 
         def admit(info: ModuleInfo) -> Edits | Graph:
-            check_counts(info, str(declaration.key), config.table_limit)
+            check_counts(info, declaration.what, config.table_limit)
             imports, calls = _find_imports(info, declaration), declaration.bind_calls(info)
             found.append((imports, calls))
             plain = evolve(declaration, isolation=REUSE)
+            self._check(info, plain)
             admitted = self._admit(wasm, info, imports, plain, config, None)
             try:
                 return _observed(wasm, info, admitted)
@@ -1155,8 +1173,7 @@ class Compiler:
         config: CacheConfig,
         prepared: Prepared | None,
     ) -> Edits | Graph:
-        what = str(declaration.key)
-        self._check(info, declaration)
+        what = declaration.what
         layers = imports.layers
         parts = [part for layer in layers for part in (*layer.parts, *layer.after)]
         starts = _starts(info, declaration) if prepared is None else ()
@@ -1173,8 +1190,16 @@ class Compiler:
         initials = initials_of(info, declaration.given_to(info))
         component = declaration.component
         if not layers and component is None:
-            edits = check_limits(info, what, config.memory_limit, config.table_limit)
-            edits = evolve(edits, initials=initials, heap_size=heap, reset=resets, dumped=dumped)
+            edits = check_limits(
+                info,
+                what,
+                config.memory_limit,
+                config.table_limit,
+                initials=initials,
+                heap_size=heap,
+                reset=resets,
+                dumped=dumped,
+            )
             return edits if prepared is None else _prepared_edits(edits, USER, prepared)
         from .._core.wasm.graph import join_layers, limit_graph
 
@@ -1217,7 +1242,7 @@ class Compiler:
             ExportError: the module has no such function.
             SignatureError: the types differ, or can't cross.
         """
-        what = str(declaration.key)
+        what = declaration.what
         actual = check_export(info, what, declaration.export)
         binding = declaration.bind(info)
         declared = check_crossing(what, binding.signature)
@@ -1477,7 +1502,7 @@ def _behind(info: ModuleInfo, declaration: Declaration, instances: Layer) -> Imp
     layers = [instances]
     if isinstance(declaration.abi, LayeredAbi):
         first = len(instances.hosts)
-        layers.append(declaration.abi.layer(str(declaration.key), info, {}, first))
+        layers.append(declaration.abi.layer(declaration.what, info, {}, first))
     return Imports((), _component_hosts(declaration, instances.hosts), False, tuple(layers))
 
 
@@ -1560,7 +1585,7 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
         supplied.update(layered.supplies)
     wanted = check_imports(
         info,
-        str(declaration.key),
+        declaration.what,
         {**declaration.given_to(info), **supplied},
         misfit=lambda name, wanted: (
             hosts[name].misfit(wanted)
@@ -1599,7 +1624,7 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
         name: (None if index in found.reentrant else index, hosts[name])
         for name, index in found.indexes.items()
     }
-    layer = layered.layer(str(declaration.key), info, given, len(found.hosts))
+    layer = layered.layer(declaration.what, info, given, len(found.hosts))
     if layer == Layer():
         return found
     own = kernel_hosts(layer.hosts, declaration.grants)

@@ -83,7 +83,9 @@ class CachedModule:
 
     def __attrs_post_init__(self) -> None:
         self.debug_sections = self.artifact.debug
-        artifact = self.artifact = evolve(self.artifact, debug=None)
+        if self.debug_sections is not None:
+            self.artifact = evolve(self.artifact, debug=None)
+        artifact = self.artifact
         self.load_fuel = LOAD_FUEL
         if artifact.graph is not None:
             self.load_fuel += PART_FUEL * len(artifact.others) + LINK_FUEL * artifact.graph.links
@@ -129,6 +131,12 @@ class CachedModule:
         """Return how it was prepared, the first time; None if it was not."""
         told, self._told = self._told, True
         return None if told else self.prepared
+
+    def get_nowait(self) -> LoadedModule | None:
+        """Return the executable module, loaded now if that takes no thread; None: use `get`."""
+        if self.loaded is None and self._loading is None:
+            self.loaded = self.engine.load_nowait(self.artifact, self.host_imports)
+        return self.loaded
 
     async def get(self) -> LoadedModule:
         """Return the executable module; the first caller loads it, others wait for the load.

@@ -126,7 +126,9 @@ class Edits:
     """What the ABI knows about new instances, see `Guest.state`."""
 
 
-def check_limits(info: ModuleInfo, what: str, memory_limit: int, table_limit: int) -> Edits:
+def check_limits(
+    info: ModuleInfo, what: str, memory_limit: int, table_limit: int, **more: Any
+) -> Edits:
     """Return the edits that make a module keep the limits.
 
     Args:
@@ -134,16 +136,17 @@ def check_limits(info: ModuleInfo, what: str, memory_limit: int, table_limit: in
         what: The function's name for messages.
         memory_limit: Bytes, all memories together.
         table_limit: Elements, all tables together.
+        **more: Further fields of the edits.
 
     Raises:
         ModuleTooLargeError: The module starts over a limit.
     """
-    (edits,) = share_limits((info,), what, memory_limit, table_limit)
+    (edits,) = share_limits((info,), what, memory_limit, table_limit, **more)
     return edits
 
 
 def share_limits(
-    infos: Sequence[ModuleInfo], what: str, memory_limit: int, table_limit: int
+    infos: Sequence[ModuleInfo], what: str, memory_limit: int, table_limit: int, **more: Any
 ) -> tuple[Edits, ...]:
     """Return the edits that make modules keep the limits, which one instance has together.
 
@@ -152,6 +155,7 @@ def share_limits(
         what: The function's name for messages.
         memory_limit: Bytes, all memories together.
         table_limit: Elements, all tables together.
+        **more: Further fields of the edits of each.
 
     Raises:
         ModuleTooLargeError: The modules start over a limit.
@@ -178,6 +182,7 @@ def share_limits(
             table_limit,
             tuple(itertools.islice(maxima, len(info.own_memories))),
             tuple(itertools.islice(table_maxima, len(info.own_tables))),
+            **more,
         )
         for info in infos
     )

@@ -105,10 +105,8 @@ def code_offset(wasm: bytes) -> int:
 
 def bodies_offset(wasm: bytes) -> int:
     """Return where the first function body begins, with its size; 0 if there is none."""
-    for section, _, start, end in find_sections(wasm):
-        if section == CODE:
-            return _number(wasm, start, end)[1]  # after their number
-    return 0
+    start = code_offset(wasm)
+    return _number(wasm, start, len(wasm))[1] if start else 0  # after their number
 
 
 def custom_size(sections: Sequence[CustomSection]) -> int:

@@ -109,6 +109,7 @@ def code_offsets(
     functions: int,
     moves: tuple[tuple[int, int], ...] = (),
     begin: int = 0,
+    first: int | None = None,
 ) -> CodeOffsets:
     """Return the map from `edited` to `wasm`.
 
@@ -118,9 +119,12 @@ def code_offsets(
         functions: Number of functions of `wasm`.
         moves: What `edit_code` returned, if it was called.
         begin: Offset of `wasm` in what was given.
+        first: Offset of the first function body in `wasm`; None: it is looked for.
     """
-    base = bodies_offset(edited)
-    shift = begin + bodies_offset(wasm) - base
+    if first is None:
+        first = bodies_offset(wasm)
+    base = first if edited is wasm else bodies_offset(edited)
+    shift = begin + first - base
     return CodeOffsets(
         functions,
         (0, *(base + at for at, _ in moves)),

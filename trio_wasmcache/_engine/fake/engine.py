@@ -429,6 +429,10 @@ class FakeEngine(Steps):
         """Bytes of code of loaded modules, for the cache; see `Engine.code_sizes`."""
         return {OPTIMIZING: self.code_size}
 
+    def load_nowait(self, artifact: Artifact, hosts: Sequence[HostImport]) -> FakeModule | None:
+        """Return None, as loading is a checkpoint here; see `Engine.load_nowait`."""
+        return None
+
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> FakeModule:
         """Load a compiled module, for the cache; see `Engine.load`."""
         await trio.lowlevel.checkpoint()

@@ -17,7 +17,6 @@ from ..._core.tiers import BASELINE, COMPILERS, Tier, tiers_for
 from ..._core.wasm.admission import Edits, table_elements
 from ..._core.wasm.bulk import can_charge
 from ..._core.wasm.custom import (
-    bodies_offset,
     keep_debug_sections,
     name_module,
     without_custom_sections,
@@ -122,6 +121,7 @@ def _compile_alone(
     stack_size: int,
     breathe: Callable[[], object],
 ) -> Artifact:
+    first = info.bodies_begin
     edited, moves, info = _edit(wasm, info, edits, breathe, charge=_leaves_bulk_free(tier))
     if starts_later(info, edits):
         edited = defer_start(edited, read_module(edited, breathe, weigh=False), START)
@@ -136,7 +136,7 @@ def _compile_alone(
         address_space=space,
         mappings=mappings,
         module_mappings=IMAGE_MAPPINGS,
-        offsets=code_offsets(wasm, edited, len(info.functions), moves),
+        offsets=code_offsets(wasm, edited, len(info.functions), moves, first=first),
         tier=tier,
     )
 
@@ -159,6 +159,7 @@ def _compile_graph(
     parts: list[Part] = []
     for number, part in enumerate(graph.parts):
         _check_names(part.info)
+        first = part.info.bodies_begin
         noted = part.offset is not None
         charge = _leaves_bulk_free(tier)
         wasm, moves, info = _edit(
@@ -175,7 +176,7 @@ def _compile_graph(
             wasm = name_module(wasm, compiled_name(number))
         edited.append(wasm)
         functions, begin = len(part.info.functions), part.offset or 0
-        offsets.append(code_offsets(part.wasm, wasm, functions, moves, begin))
+        offsets.append(code_offsets(part.wasm, wasm, functions, moves, begin, first))
     graph = evolve(graph, parts=tuple(parts))
     pairs = list(zip(edited, graph.parts, strict=True))
     made = iter(make(tier, [wasm for wasm, part in pairs if not part.constant]))
@@ -230,6 +231,7 @@ def _edit(
     For where its code moved see `edit_code`. Only `edits.state` changes what it declares. Exports
     that `info` does not have are left out.
     """
+    first = info.bodies_begin
     edited = define_imports(wasm, info, edits.initials, breathe)
     own = info if edited is wasm else read_module(edited, breathe, weigh=False)
     if (kept := keep_exports(edited, own, {one.name for one in info.exports})) is not edited:
@@ -245,14 +247,16 @@ def _edit(
     if hidden:
         edited = add_exports(edited, read_module(edited, breathe, weigh=False), hidden)
     names = note_names(info, edits) if noted else {}
-    edited, moves = edit_code(edited, info, names, bodies_offset(wasm), charge=charge)
+    edited, moves = edit_code(edited, info, names, first, charge=charge)
     if edits.observed is not None and edits.observed.probes:
         from ..._core.wasm.preparation import add_probes
 
         probes = [body for _, _, body in edits.observed.probes]
         named = list(zip(probe_names(edits.observed), probes, strict=True))
         edited = add_probes(edited, read_module(edited, breathe, weigh=False), named)
-    return without_custom_sections(edited, breathe), moves, info
+    if own.has_custom_sections:  # which no edit adds or removes
+        edited = without_custom_sections(edited, breathe)
+    return edited, moves, info
 
 
 def build(

@@ -213,17 +213,24 @@ class WasmtimeEngine:
             keep = self._code_cache.states.keep
             await run_in_thread(keep, key, data, abandon_on_cancel=True, limiter=self._files)
 
+    def load_nowait(self, artifact: Artifact, hosts: Sequence[HostImport]) -> WasmtimeModule | None:
+        if len(artifact.data) >= LOAD_IN_THREAD:
+            return None
+        engine = self.open(artifact.tier)
+        module = WasmtimeModule(engine, artifact, tuple(hosts), self._tallies[artifact.tier])
+        module.count()
+        return module
+
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> WasmtimeModule:
+        if (loaded := self.load_nowait(artifact, hosts)) is not None:
+            return loaded
         # The engine may be closed while a thread loads: it works on a reference of its own, too,
         # and what it made by then goes.
         engine = native.engine_clone(self.open(artifact.tier))
         try:
             tally = self._tallies[artifact.tier]
             make = functools.partial(WasmtimeModule, engine, artifact, tuple(hosts), tally)
-            if len(artifact.data) < LOAD_IN_THREAD:
-                module = make()
-            else:
-                module = await run_in_thread(make, limiter=self._loaders)
+            module = await run_in_thread(make, limiter=self._loaders)
         finally:
             native.wasm_engine_delete(engine)
         if not self._engines:
