@@ -1,4 +1,4 @@
-"""What a hit, a call and a miss do is counted, and is what `work.json` says: no more, and no less.
+"""What hits, calls, misses and first calls do is counted, and is what `work.json` says, no less.
 
 Time differs from machine to machine; what is done does not. `python tests/test_work.py` writes the
 file anew, for the Python that runs it; then look at what has changed, and why.
@@ -11,6 +11,7 @@ differ a little between releases of Python and Trio.
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import subprocess
@@ -26,6 +27,7 @@ from typing import Any, get_args
 import pytest
 import trio
 import trio.lowlevel
+import wasmtime
 
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, KiB, Lease, open_cache
 from trio_wasmcache._cache.open import open_with
@@ -200,6 +202,20 @@ async def measure() -> dict[str, Work]:
             async with cache.acquire("other", I64):  # keeps the code loaded
                 found["miss"] = await work_of(miss, counter)
                 del found["miss"]["bytes"]  # the log's thread allocates meanwhile
+        async with open_cache(CacheConfig(idle_timeout=1000), logger=Silent()) as cache:
+            numbers = itertools.count()
+
+            async def first() -> None:
+                name = f"f{next(numbers)}"
+                wasm = f"(module (global i64 (i64.const {name[1:]})) {SAME[8:]}"
+                function = await cache.register(
+                    name, bytes(wasmtime.wat2wasm(wasm)), args=I64, returns="i64", export="same"
+                )
+                await function.call(1)
+
+            # Calls of Python functions are those on the loop; reading has a test of its own.
+            found["first call"] = await work_of(first, counter)
+            del found["first call"]["bytes"]
     return found
 
 
@@ -224,6 +240,7 @@ def works() -> dict[str, Work]:
         "held call",
         "100 leases in line",
         "miss",
+        "first call",
         *(under(policy, "idle entry") for policy in POLICIES),
     ],
 )

@@ -88,6 +88,31 @@ async def test_at_most_two_compile_at_once() -> None:
     engine.close()
 
 
+async def test_a_free_slot_is_taken_in_the_same_step() -> None:
+    """It is no pass of the loop, as a thread follows; who is cancelled already takes none."""
+    slots, steps = CompileSlots(1), list[trio.lowlevel.Task]()
+
+    class Steps(trio.abc.Instrument):
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:
+            steps.append(task)
+
+    one, other = slots.turn("a"), slots.turn("b")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await one.acquire_on_behalf_of(object())
+    assert scope.cancelled_caught and not slots.running
+    instrument = Steps()
+    trio.lowlevel.add_instrument(instrument)
+    await one.acquire_on_behalf_of(object())
+    trio.lowlevel.remove_instrument(instrument)
+    assert slots.running == 1 and not steps
+    with trio.move_on_after(0) as scope:
+        await other.acquire_on_behalf_of(object())
+    assert scope.cancelled_caught and not slots.waiting
+    one.release_on_behalf_of(object())
+    assert not slots.running
+
+
 async def test_a_compile_that_is_given_up_finishes_by_itself() -> None:
     """Cancelled, its caller goes at once; the thread ends later, after the engine was closed."""
     entered, go, left = threading.Event(), threading.Event(), threading.Event()
