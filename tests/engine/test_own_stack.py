@@ -130,7 +130,8 @@ ENDS = """(module (memory (export "memory") 1)
 )
 async def test_it_ends_badly_as_any_call(way: int, kind: type[Exception]) -> None:
     """With the same error, frames and fuel, and as deep; the next lease gets a new instance."""
-    async with quiet_cache(total_fuel=20_000) as cache:
+    # Enough for the stack of either compiler, and less than a slice.
+    async with quiet_cache(total_fuel=90_000) as cache:
         f = await cache.register("f", ENDS, args=("i32",))
         ends = []
         for at_once in (True, False):

@@ -244,7 +244,7 @@ async def test_other_instances_have_nothing_of_it() -> None:
     assert type(instance) is WasmtimeInstance
     function = instance.function("fib")
     assert function.begin.__func__ is function.frame.begin  # type: ignore[attr-defined]
-    assert engine.code_sizes.keys() == {OPTIMIZING}
+    assert not engine.code_sizes.keys() & set(PROFILED.values())
     instance.close()
     module.close()
     engine.close()

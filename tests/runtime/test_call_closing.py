@@ -482,14 +482,20 @@ async def test_an_abi_that_cleans_up_after_its_instance_was_closed(real: Wasmtim
 @pytest.mark.parametrize("how", ["call", "map"])
 async def test_an_abi_that_cleans_up_after_a_cancelled_call(real: WasmtimeKit, how: str) -> None:
     """Nothing is under way in the instance any more when it does."""
-    abi = CleansUp()
+    abi, asked = CleansUp(), trio.Event()
+
+    async def ask(value: int) -> int:
+        asked.set()
+        return await sleep_for_ever(value)
+
     async with real.open() as cache:
-        hosts = {"host": {"ask": HostFunction(sleep_for_ever, ("i64",), ("i64",))}}
+        hosts = {"host": {"ask": HostFunction(ask, ("i64",), ("i64",))}}
         function = await put(cache, "cleaned", CLEANED, abi=abi, imports=hosts)
         async with function.acquire() as lease, trio.open_nursery() as nursery:
             use, value = (lease.call, 1) if how == "call" else (lease.map, [[1]])
             nursery.start_soon(use, value)
-            await wait_all_tasks_blocked()
+            # The first batch of a process imports what it needs in a thread, before it begins.
+            await asked.wait()
             nursery.cancel_scope.cancel()
         check_invariants(cache)
     assert (abi.under_way, abi.failed) == (False, [])
