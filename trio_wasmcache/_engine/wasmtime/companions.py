@@ -75,7 +75,7 @@ def _link(
             linker, store.context, module, handle, ending.trap_ref, ending.error_ref
         )
         poll_until_over(future)
-        native.hot_delete(future)
+        native.hot_delete(native.as_pointer(future))
     finally:
         native.linker_delete(linker)
 

@@ -306,8 +306,8 @@ class Frame(Ending):
         frame, caller, hosted = self, self.caller, self.caller.hosted
         trap, error = self.trap, self.error
         set_fuel, call_async = native.hot_set_fuel, native.hot_call
-        poll, delete = native.call_future_poll, native.hot_delete
-        get_fuel = native.hot_get_fuel
+        poll, delete, get_fuel = native.hot_poll, native.hot_delete, native.hot_get_fuel
+        as_pointer = native.as_pointer
         answer, at = single or (None, 0)  # nearly always there is one result
 
         def begin(function: WasmtimeFunction, values: Sequence[object], fuel: int) -> Any:
@@ -349,13 +349,14 @@ class Frame(Ending):
                 set_fuel(*function.fuel_for)
                 future = call_async(*function.call)
                 begun = True
-                over = poll(future)
+                pointer = as_pointer(future)
+                over = poll(pointer)
                 if hosted and RAISED.error is not None:
                     raise take_raised()
                 if not over:
                     return UNDER_WAY
-                done, future = future, 0
-                delete(done)
+                future = 0
+                delete(pointer)
                 if trap or error:
                     refusal = told_apart(frame)
                     ended = isinstance(refusal, NoMemoryError)  # it never began

@@ -688,8 +688,11 @@ hot_call_at_once: Callable[[Context, bytes, Ready, Ready, Ready, Ready, Ready], 
     _hot_slow["wasmtime_func_call"]
 )
 hot_call_at_once.restype = c_void_p  # type: ignore[attr-defined]
-hot_delete: Callable[[int], None] = _without_prototype("wasmtime_call_future_delete", None)
-hot_delete.argtypes = [c_void_p]  # type: ignore[attr-defined]  # it is new for each call
+hot_poll: Callable[[Ready], bool] = _hot_slow["wasmtime_call_future_poll"]
+hot_poll.restype = c_bool  # type: ignore[attr-defined]
+hot_delete: Callable[[Ready], None] = _without_prototype("wasmtime_call_future_delete", None)
+as_pointer: Callable[[int], Ready] = c_void_p.from_param
+"""Converts a pointer that is new for each call: once, as it is passed twice."""
 
 
 def memory_view(address: int, size: int) -> memoryview:

@@ -293,7 +293,7 @@ class Store:
         """End what was under way, which is over; return how it ended."""
         future, self.future = self.future, 0
         if future:
-            native.hot_delete(future)
+            native.hot_delete(native.as_pointer(future))
         ending, self.ending = self.ending, None
         if ending is None:
             raise AssertionError("nothing was under way")
