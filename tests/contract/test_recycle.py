@@ -164,6 +164,21 @@ async def test_10_recycling_works_in_a_cancelled_scope(kit: Kit) -> None:
         check_invariants(cache)
 
 
+async def test_10_a_lease_is_given_back_before_its_end_is_awaited(kit: Kit) -> None:
+    """So nothing comes in between, such as Ctrl-C; ends may be awaited in any order, and again."""
+    async with kit.open() as cache:
+        f = await add(cache, "f", kit.adding(1), concurrency=2)
+        leases = [f.acquire(), f.acquire()]
+        for lease in leases:
+            await lease.__aenter__()
+        ends = [lease.__aexit__(None, None, None) for lease in leases]
+        assert cache.stats().running_instances == 0
+        with assert_no_checkpoints():
+            for end in (*ends, *ends):
+                await end
+        check_invariants(cache)
+
+
 async def test_10_recycling_hands_the_instance_over_in_the_same_step(kit: Kit) -> None:
     """Whoever comes along after the recycle, even without a checkpoint, is behind the waiter."""
     async with kit.open() as cache:

@@ -30,7 +30,7 @@ from .._pool.capacity import GroupState
 from .._pool.evictor import AT_ONCE
 from .._pool.pool import CLOSED, Pool
 from .._public import public
-from .lease import Lease
+from .lease import Lease, MakeLease, make_lease
 from .options import GroupChanges
 
 MAIN = "main"
@@ -272,8 +272,8 @@ class Groups:
         self.main_group: SchedulingGroup = SchedulingGroup(self, pool, self.main, service)
         self.states: dict[str, GroupState] = {MAIN: self.main}
         """{name: state} of the groups that are open."""
-        self.lease: type[Lease[Any]] = Lease
-        """Class of the leases of all groups."""
+        self.lease: MakeLease = make_lease
+        """Makes the leases of all groups."""
         self._opening: set[str] = set()
         self._reserved: dict[GroupState, int] = {}  # {group: bytes that it has reserved}
         self._reserve(self.main, pool.config.max_size)

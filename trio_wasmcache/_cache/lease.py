@@ -17,11 +17,23 @@ import math
 import operator
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+import types
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Sequence
 from sys import _getframe
 from threading import get_ident
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Self, TypeVar, final
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    NoReturn,
+    Self,
+    TypeAlias,
+    TypeVar,
+    final,
+)
 
 import trio
 from attrs import field, frozen
@@ -76,8 +88,22 @@ else:
     R_co = TypeVar("R_co", covariant=True)
 # The module that maps batches, which is imported before the first one.
 BATCH: Final = "trio_wasmcache._batch.batch"
+MakeLease: TypeAlias = "Callable[..., Lease[Any]]"
+"""See `make_lease`."""
 E = TypeVar("E", bound=BaseException)
 T = TypeVar("T")
+
+
+@types.coroutine
+def _nothing_to_await() -> Generator[Any, Any, None]:
+    """End at once. Unlike a coroutine of `async def`, it may be awaited again once it is over."""
+    yield from ()
+
+
+_nothing: Any = _nothing_to_await()
+for _ in _nothing:  # to its end, which it has reached for each `await` from now on
+    pass
+NOTHING_TO_AWAIT: Final[Coroutine[Any, Any, None]] = _nothing
 
 
 class LeaseState(enum.Enum):
@@ -134,6 +160,15 @@ class Lease(Generic[R_co]):
     The type parameter is the type of a call's result, as that of `Function` is: ``Lease[int]``.
     """
 
+    # Assigned by `make_lease`.
+    _pool: Pool
+    _group: GroupState
+    _name: str
+    _args: Sequence[str] | None
+    _warm: bool
+    _state: LeaseState
+    _calls: int
+    _burnt: int
     # Defaults in the class, so that making a lease assigns none of them. Not of the state: as its
     # type is a class of Python's, which may change, the interpreter would look it up each time.
     _task: Task | None = None
@@ -163,22 +198,6 @@ class Lease(Generic[R_co]):
     """Called when an acquire begins to wait or to load; see `watching.Use.reach`."""
     _rows: int | None = None
     """Number of rows of the last batch, once it was known."""
-
-    def __init__(
-        self,
-        pool: Pool,
-        group: GroupState,
-        name: str,
-        args: Sequence[str] | None,
-        warm: bool = False,
-    ) -> None:
-        self._pool = pool
-        self._group = group
-        self._name = name
-        self._args = args
-        self._warm = warm
-        self._state = NEW
-        self._calls = self._burnt = 0
 
     # -- the block
 
@@ -217,7 +236,7 @@ class Lease(Generic[R_co]):
         **Cancellation:** nothing is held.
         """
         pool = self._pool
-        if get_ident() != pool.thread:
+        if not pool.mine._is_owned():  # noqa: SLF001 - see `Mine`
             raise pool.owner.refusal("acquire", waits=True)
         if self._state is not NEW:
             raise RuntimeError("a lease is entered once; acquire again for another")
@@ -253,10 +272,10 @@ class Lease(Generic[R_co]):
             and len(owners) < capacity.most
             and not (self._warm or pool.journal.log_uses)
         ):
-            now = pool.now
             request = None
             if not behind:
-                request = pool.policy.hit(function, group.record, task, self._end, now())
+                now = pool.clock() + pool.clock_offset  # `Pool.now`, written out
+                request = pool.policy.hit(function, group.record, task, self._end, now)
             if request is not None:
                 owners[task] = 1
                 self._task = task
@@ -267,7 +286,7 @@ class Lease(Generic[R_co]):
                 return self
             if self._reach is None and not pool.exits.pending:
                 try:
-                    request = pool.policy.queue(function, group.record, task, self._end, now())
+                    request = pool.policy.queue(function, group.record, task, self._end, pool.now())
                     if request is not None:
                         owners[task] = 1
                         self._request = request
@@ -349,13 +368,14 @@ class Lease(Generic[R_co]):
             request=waited,
         )
 
+    # No coroutine, as it never waits: it has given the instance back when it returns.
     @trio.lowlevel.enable_ki_protection
-    async def __aexit__(
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Give the instance back.
 
         **Checkpoint:** never, whatever happened in the block.
@@ -363,46 +383,46 @@ class Lease(Generic[R_co]):
         """
         task, pool = self._task, self._pool
         if task is None:
-            return
+            return NOTHING_TO_AWAIT
         if kind is GeneratorExit and not pool.owner.may_leave():
             # An unfinished coroutine is being finalized, which may happen at any line.
             self._task = None
             pool.exits.add(functools.partial(self._leave_late, task))
-            return
+            return NOTHING_TO_AWAIT
         try:
-            if get_ident() != pool.thread:
+            if not pool.mine._is_owned():  # noqa: SLF001 - see `Mine`
                 raise pool.owner.refusal("acquire", waits=True)
             self._task = None
             # Neither is None while a call may begin; checking would cost what the fast path saves.
             request: Any = self._request
             bound: Any = self._bound
-            capacity, now = self._group.capacity, pool.now
+            capacity = self._group.capacity
             owners = capacity.owners
             # The fast path: the instance becomes idle, and nobody is waiting.
             measure = None if self._ready is None else bound.measure
             if measure is None:
                 self._leave(task)
-                return
+                return NOTHING_TO_AWAIT
             size = measure(bound.native)
             if pool.waiting and request.entry.waiting:
                 if self._entered_from is None or self._entered_from is not _getframe(1):
                     check_headroom()  # see `_leave`
-                following = pool.policy.pass_on(request, size, now())
+                following = pool.policy.pass_on(request, size, pool.now())
                 if following is None:
                     self._leave(task)
-                    return
+                    return NOTHING_TO_AWAIT
                 self._ready = self._request = self._entered_from = None
                 self._state = ENDED
                 following.asleep = False
                 reschedule(following.owner)  # type: ignore[arg-type] # owners are tasks here
-            elif pool.policy.rest(request, size, now()):
+            elif pool.policy.rest(request, size, pool.clock() + pool.clock_offset):
                 self._ready = self._request = None
                 self._state = ENDED
                 if not pool.evictor.expects_expiry:
                     pool.evictor.expect_expiry()
             else:
                 self._leave(task)
-                return
+                return NOTHING_TO_AWAIT
             if capacity.limiter is None and owners[task] == 1:
                 del owners[task]
             else:
@@ -414,6 +434,7 @@ class Lease(Generic[R_co]):
             if get_ident() == pool.thread:
                 self._leave_after_all(task)
             raise
+        return NOTHING_TO_AWAIT
 
     def _leave(self, task: Task) -> None:
         """End the block: give back the token now, and the instance when no call is under way.
@@ -531,7 +552,7 @@ class Lease(Generic[R_co]):
         returns its result.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
-        if get_ident() != self._pool.thread:
+        if not self._pool.mine._is_owned():  # noqa: SLF001 - see `Mine`
             raise self._pool.owner.refusal("call", waits=True)
         # The fast path: short on purpose, also in local variables, as each task in a call has its
         # own. A call that does not end in its first slice, or whose values cross through memory,
@@ -1173,7 +1194,7 @@ class Lease(Generic[R_co]):
         return bound
 
     def _check_thread(self, method: str, *, waits: bool = False) -> None:
-        if get_ident() != self._pool.thread:
+        if not self._pool.mine._is_owned():  # noqa: SLF001 - see `Mine`
             raise self._pool.owner.refusal(method, waits=waits)
 
     def _unusable(self) -> Exception:
@@ -1235,9 +1256,30 @@ class Lease(Generic[R_co]):
         return self._under_way if self._acquisition is None else self._acquisition.start
 
 
-def watched(watcher: Watcher) -> type[Lease[Any]]:
-    """Return a class of leases whose uses are shown to a watcher."""
-    return type("Lease", (_WatchedLease,), {"_watcher": watcher, "__module__": Lease.__module__})
+def make_lease(
+    pool: Pool,
+    group: GroupState,
+    name: str,
+    args: Sequence[str] | None,
+    warm: bool = False,
+    kind: type[Lease[Any]] = Lease,
+) -> Lease[Any]:
+    """Make a lease. An `__init__` would double what that takes, as C would call it."""
+    self = kind()
+    self._pool = pool
+    self._group = group
+    self._name = name
+    self._args = args
+    self._warm = warm
+    self._state = NEW
+    self._calls = self._burnt = 0
+    return self
+
+
+def watched(watcher: Watcher) -> MakeLease:
+    """Return what makes leases whose uses are shown to a watcher."""
+    kind = type("Lease", (_WatchedLease,), {"_watcher": watcher, "__module__": Lease.__module__})
+    return functools.partial(make_lease, kind=kind)
 
 
 class _WatchedLease(Lease[R_co]):  # type: ignore[misc] # it is final for users
@@ -1473,7 +1515,7 @@ def lend_lease(
     pool: Pool, group: GroupState, key: FunctionKey, preparing: Preparing | Upgrade
 ) -> Lease:
     """Return the result of `current_lease` in host functions of an instance that no lease has."""
-    lease: Lease = Lease(pool, group, key.name, key.args)
+    lease = make_lease(pool, group, key.name, key.args)
     lease._acquisition, lease._state = preparing, ACQUIRING  # noqa: SLF001 - in its own file
     return lease
 

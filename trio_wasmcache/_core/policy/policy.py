@@ -39,6 +39,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from math import trunc
 from operator import attrgetter
 from typing import TYPE_CHECKING, final
 
@@ -272,7 +273,7 @@ class Policy:
                 return False
             # A lease of the present epoch may not find its place any more.
             request.epoch = self._epoch = self._epoch + 1
-        held = int((now - request.since) * 1e6)
+        held = trunc((now - request.since) * 1e6)  # a third of what `int` takes
         place = HOLDS + held.bit_length()  # `UseStats.add`, written out
         uses = entry.uses
         uses.hold += held
@@ -419,7 +420,7 @@ class Policy:
             return None
         # `UseStats.add`, written out.
         uses = entry.uses
-        held, waited = int((now - request.since) * 1e6), int((now - following.since) * 1e6)
+        held, waited = trunc((now - request.since) * 1e6), trunc((now - following.since) * 1e6)
         uses.hold += held
         uses.wait += waited
         counts = uses.counts
