@@ -236,7 +236,7 @@ class Lease(Generic[R_co]):
         **Cancellation:** nothing is held.
         """
         pool = self._pool
-        if not pool.mine._is_owned():  # noqa: SLF001 - see `Mine`
+        if get_ident() != pool.thread:
             raise pool.owner.refusal("acquire", waits=True)
         if self._state is not NEW:
             raise RuntimeError("a lease is entered once; acquire again for another")
@@ -390,7 +390,7 @@ class Lease(Generic[R_co]):
             pool.exits.add(functools.partial(self._leave_late, task))
             return NOTHING_TO_AWAIT
         try:
-            if not pool.mine._is_owned():  # noqa: SLF001 - see `Mine`
+            if get_ident() != pool.thread:
                 raise pool.owner.refusal("acquire", waits=True)
             self._task = None
             # Neither is None while a call may begin; checking would cost what the fast path saves.
@@ -552,7 +552,7 @@ class Lease(Generic[R_co]):
         returns its result.
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
-        if not self._pool.mine._is_owned():  # noqa: SLF001 - see `Mine`
+        if get_ident() != self._pool.thread:
             raise self._pool.owner.refusal("call", waits=True)
         # The fast path: short on purpose, also in local variables, as each task in a call has its
         # own. A call that does not end in its first slice, or whose values cross through memory,
@@ -1194,7 +1194,7 @@ class Lease(Generic[R_co]):
         return bound
 
     def _check_thread(self, method: str, *, waits: bool = False) -> None:
-        if not self._pool.mine._is_owned():  # noqa: SLF001 - see `Mine`
+        if get_ident() != self._pool.thread:
             raise self._pool.owner.refusal(method, waits=waits)
 
     def _unusable(self) -> Exception:

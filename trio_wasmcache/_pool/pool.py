@@ -25,7 +25,7 @@ from .._core.text import shown
 from .._core.wasm.isolation import ADVICE, SEAT_SIZE, cache_verdict, overgrown_verdict
 from .._engine.base import Engine
 from .._log import LogWriter, Origin
-from .._owner import Mine, Owner
+from .._owner import Owner
 from .._runtime.bound import BoundFunction, Definition, Failure
 from .._runtime.call import Call, CallRecorder, Runtime
 from .._runtime.module import DebugBook, SourceBook
@@ -139,9 +139,8 @@ class Pool:
         )
         self.closed: bool = False
         self.owner: Owner = Owner()
-        # Copies for the fast path of a hit: what knows the thread of the run, and the clock.
+        # Copies for the fast path of a hit: the thread of the run, and the clock.
         self.thread: int = self.owner.thread
-        self.mine: Mine = self.owner.mine
         self.clock, self.clock_offset = _short_way_to_the_clock()
         self.now: Callable[[], float] = _sum_of(self.clock, self.clock_offset)
         """Returns `trio.current_time` of this run; on the fast paths it is written out."""
