@@ -44,3 +44,9 @@ def may_call(lease: Lease) -> bool:
 def instance_behind(record: Any) -> Any:
     """Return the native instance of one of the policy."""
     return record.bound.native
+
+
+def slots_of(thing: object) -> dict[str, Any]:
+    """Return {name: value} of all fields of a record, to compare two."""
+    slots: tuple[str, ...] = type(thing).__slots__  # type: ignore[attr-defined]
+    return {name: getattr(thing, name) for name in slots}

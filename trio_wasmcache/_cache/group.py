@@ -18,7 +18,7 @@ from types import CoroutineType
 from typing import Any, NoReturn, Protocol, TypeVarTuple, Unpack, final, overload
 
 import trio
-from attrs import evolve, frozen
+from attrs import evolve
 
 from .._core.config import CacheConfig, GroupLimits
 from .._core.events import Reason
@@ -227,13 +227,15 @@ class SchedulingGroup:
 
 
 @final
-@frozen
 class _Inside:
     """A group, as the context of the code that runs in it has it."""
 
-    group: SchedulingGroup
-    state: GroupState
-    pool: Pool
+    __slots__ = ("group", "pool", "state")
+
+    def __init__(self, group: SchedulingGroup, state: GroupState, pool: Pool) -> None:
+        self.group = group
+        self.state = state
+        self.pool = pool
 
 
 @public

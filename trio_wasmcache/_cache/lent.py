@@ -20,7 +20,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
-from attrs import frozen
 
 from .._abi.base import Value
 from .._engine.base import MAX_FUEL, NoMemoryError
@@ -39,17 +38,19 @@ AGAIN: Final = 0.001
 
 
 @final
-@frozen(eq=False)
 class Begun:
     """A batch that the other thread has begun, and that has not ended well in its first slice."""
 
-    columns: Any
-    rows: int
-    arrow: bool
-    fuel: int
-    """Units of fuel with which it has begun."""
-    result: object
-    """The exception, or the result, of `SmallBatches.begin`."""
+    __slots__ = ("arrow", "columns", "fuel", "result", "rows")
+
+    def __init__(self, columns: Any, rows: int, arrow: bool, fuel: int, result: object) -> None:
+        self.columns = columns
+        self.rows = rows
+        self.arrow = arrow
+        self.fuel = fuel
+        """Units of fuel with which it has begun."""
+        self.result = result
+        """The exception, or the result, of `SmallBatches.begin`."""
 
 
 @final

@@ -10,7 +10,6 @@ import functools
 from typing import final
 
 import trio
-from attrs import frozen
 
 from .._core.events import Reason
 from .._pool.pool import Pool
@@ -24,17 +23,28 @@ from .statistics import Statistics
 
 
 @final
-@frozen(eq=False)
 class Parts:
     """The parts that make up one cache."""
 
-    pool: Pool
-    groups: Groups
-    compiler: Compiler
-    promoter: Promoter
-    profiler: Profiler
-    statistics: Statistics
-    snapshots: Snapshots
+    __slots__ = ("compiler", "groups", "pool", "profiler", "promoter", "snapshots", "statistics")
+
+    def __init__(
+        self,
+        pool: Pool,
+        groups: Groups,
+        compiler: Compiler,
+        promoter: Promoter,
+        profiler: Profiler,
+        statistics: Statistics,
+        snapshots: Snapshots,
+    ) -> None:
+        self.pool = pool
+        self.groups = groups
+        self.compiler = compiler
+        self.promoter = promoter
+        self.profiler = profiler
+        self.statistics = statistics
+        self.snapshots = snapshots
 
     @staticmethod
     def make(pool: Pool, service: trio.Nursery) -> Parts:

@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar, Final, final
 
-from attrs import Factory, define
-
 from .config import KiB
 from .text import cut, escaped
 
@@ -52,13 +50,15 @@ def escapes(data: bytes) -> int:
 
 
 @final
-@define(eq=False)
 class Tail:
     """The last bytes that a call wrote to one stream."""
 
-    data: bytes = b""
-    size: int = 0
-    """Number of all bytes written."""
+    __slots__ = ("data", "size")
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.size = 0
+        """Number of all bytes written."""
 
     def add(self, size: int, end: bytes) -> None:
         """Count `size` bytes more, of which `end` has the last, up to `TAIL`."""
@@ -99,17 +99,19 @@ def last_words(output: str) -> str:
 
 
 @final
-@define(eq=False)
 class Lines:
     """Cuts what is written to one stream into lines."""
 
-    muted: bool = False
-    """Whether lines are only counted from now on."""
-    muted_lines: int = 0
-    muted_bytes: int = 0
-    """Bytes of these lines, without their ends."""
-    _rest: bytes = b""  # the unfinished line, of at most `MAX_LINE` bytes
-    _open: bool = False  # whether the last line that was only counted is unfinished
+    __slots__ = ("_open", "_rest", "muted", "muted_bytes", "muted_lines")
+
+    def __init__(self, muted: bool = False) -> None:
+        self.muted = muted
+        """Whether lines are only counted from now on."""
+        self.muted_lines = 0
+        self.muted_bytes = 0
+        """Bytes of these lines, without their ends."""
+        self._rest = b""  # the unfinished line, of at most `MAX_LINE` bytes
+        self._open = False  # whether the last line that was only counted is unfinished
 
     def add(self, data: bytes) -> Iterator[bytes]:
         """Add bytes; return the lines that are complete, without their ends, one when asked.
@@ -149,14 +151,17 @@ class Lines:
         return rest or None
 
 
-@define(eq=False)
 class _Budget:
     """How much a group may log: so much at once, and as much again each second."""
 
+    __slots__ = ("left", "since")
+
     RATE: ClassVar[int]
-    left: float = Factory(lambda self: self.RATE, takes_self=True)
-    since: float = 0.0
-    """Time at which that much was left (seconds)."""
+
+    def __init__(self) -> None:
+        self.left: float = self.RATE
+        self.since = 0.0
+        """Time at which that much was left (seconds)."""
 
     def take(self, now: float, number: int = 1) -> bool:
         """Take some of it at time `now` (seconds); return False if not so much is left."""
@@ -173,23 +178,31 @@ class _Budget:
 
 
 @final
-@define(eq=False)
 class ByteBudget(_Budget):
     """How many characters of values a group may log, and the calls that it has not logged."""
 
+    __slots__ = ("dropped",)
+
     RATE: ClassVar[int] = GROUP_VALUES
-    dropped: int = 0
-    """Number of calls that were not logged since the last one that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped = 0
+        """Number of calls that were not logged since the last one that was."""
 
 
 @final
-@define(eq=False)
 class LineBudget(_Budget):
     """How many events about output a group may log, and what it has not logged since the last."""
 
+    __slots__ = ("dropped_bytes", "dropped_lines")
+
     RATE: ClassVar[int] = GROUP_LINES
-    dropped_lines: int = 0
-    dropped_bytes: int = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped_lines = 0
+        self.dropped_bytes = 0
 
     def drop(self, lines: int, size: int) -> None:
         """Count lines that are not logged, and their bytes."""

@@ -13,8 +13,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Final, final
 
-from attrs import define
-
 from .costs import ITEM_FUEL, copy_fuel
 from .errors import FuelExhaustedError, ResultTooLargeError
 
@@ -37,30 +35,44 @@ _BASIC: Final = bytes(range(0xF0))
 
 
 @final
-@define(eq=False)
 class Tally:
     """The memory and fuel that the result of one call, or the results of one batch, take so far.
 
     One thread at a time may add to it; any may read it.
     """
 
-    limit: int
-    """`max_result_size` when the call began (bytes)."""
-    size: int = 0
-    """Bytes of values made so far."""
-    raw: int = 0
-    """Bytes copied out of the guest for a value that is being made."""
-    kept: int = 0
-    """Bytes of `size` in memory that is counted elsewhere (see `ResultMemory`)."""
-    allowed: int = 0
-    """Units of fuel that may be spent before they are charged."""
-    spent: int = 0
-    """Units of fuel spent and not yet charged."""
-    begun: int = 0
-    """Value of `size` when the call, or the row, began."""
-    ended: bool = False
-    alone: bool = False
-    """Whether the bytes that were refused last exceed the limit without those of earlier rows."""
+    __slots__ = (
+        "__weakref__",
+        "allowed",
+        "alone",
+        "begun",
+        "ended",
+        "kept",
+        "limit",
+        "raw",
+        "size",
+        "spent",
+    )
+
+    def __init__(self, limit: int, allowed: int = 0) -> None:
+        self.limit = limit
+        """`max_result_size` when the call began (bytes)."""
+        self.size = 0
+        """Bytes of values made so far."""
+        self.raw = 0
+        """Bytes copied out of the guest for a value that is being made."""
+        self.kept = 0
+        """Bytes of `size` in memory that is counted elsewhere (see `ResultMemory`)."""
+        self.allowed = allowed
+        """Units of fuel that may be spent before they are charged."""
+        self.spent = 0
+        """Units of fuel spent and not yet charged."""
+        self.begun = 0
+        """Value of `size` when the call, or the row, began."""
+        self.ended = False
+        self.alone = False
+        """Whether the bytes that were refused last exceed the limit without those of earlier
+        rows."""
 
     @property
     def held(self) -> int:

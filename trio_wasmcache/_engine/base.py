@@ -16,7 +16,7 @@ import enum
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from .._core.config import SystemLimits
 from .._core.errors import FuelExhaustedError, LoadError
@@ -72,13 +72,15 @@ class Restore(Protocol):
         """Bytes, all of it."""
 
 
-@frozen
 class PartCode:
     """Compiled code of one part of a graph."""
 
-    data: bytes
-    offsets: CodeOffsets
-    """Map from offsets in the compiled module to those in the bytes given to `register`."""
+    __slots__ = ("data", "offsets")
+
+    def __init__(self, data: bytes, offsets: CodeOffsets) -> None:
+        self.data = data
+        self.offsets = offsets
+        """Map from offsets in the compiled module to those in the bytes given to `register`."""
 
 
 @frozen
@@ -221,46 +223,71 @@ class HostCaller(Protocol):
         """Log how many lines of the guest were dropped, and their bytes."""
 
 
-@define(eq=False)
 class HostCall:
     """The guest called a host function and is suspended until it is answered."""
 
-    index: int
-    """Which of the module's host imports."""
-    values: tuple[Any, ...]
-    memory: LentMemory | None
-    """The memory of the guest, or of the part that `HostImport.part` names, to be used until the
-    guest goes on."""
-    answer: Callable[[Sequence[object]], None]
-    """Puts the results in place; the next poll resumes the guest."""
-    take_fuel: Callable[[int], int] = _take_all
-    """Takes that much of what the guest's call has left, or all of it; how much it was."""
-    state: dict[str, Any] = field(factory=dict)
-    """For host functions to keep what they know about this instance; a reset clears it."""
-    spent: int = 0
-    """Fuel that this host call has cost and that its job has not counted yet."""
-    serve: Callable[[HostCall], Generator[float, None, tuple[object, ...]]] | None = None
-    """Function of the engine's own that answers it, at no cost: yields the seconds to wait, and
-    returns the results. None: the host function of that index answers."""
-    caller: HostCaller | None = None
-    """What it is a part of; whoever drives the guest says so."""
-    grants: Any = None
-    """For the host function to note what it was registered with."""
-    invoke: Callable[[str, Sequence[object]], None] | None = None
-    """Function that has the guest call an export, by name and wasm values, before it goes on.
+    __slots__ = (
+        "answer",
+        "caller",
+        "grants",
+        "index",
+        "invoke",
+        "invoking",
+        "lend",
+        "memory",
+        "result",
+        "serve",
+        "spent",
+        "state",
+        "take_fuel",
+        "values",
+    )
 
-    The next polls run the export. Once it has returned, `GuestInstance.host_call` is this call
-    again, and `result` is there. The function raises, and changes nothing, `LookupError` if there
-    is no such export to call, and `TypeError`, `ValueError` or `OverflowError` if the values do not
-    fit. None: the host function is not reentrant.
-    """
-    result: Any = None
-    """Result of the export that was called last: None, a value, or a tuple."""
-    invoking: bool = False
-    """Whether such an export is under way; whoever drives the guest says so."""
-    lend: Callable[[Any], Any] | None = None
-    """Function that makes what `memory` is of the memory that the engine has, once an export has
-    returned; None: `memory` is that memory itself."""
+    def __init__(
+        self,
+        index: int,
+        values: tuple[Any, ...],
+        memory: LentMemory | None,
+        answer: Callable[[Sequence[object]], None],
+        take_fuel: Callable[[int], int] = _take_all,
+        state: dict[str, Any] | None = None,
+        serve: Callable[[HostCall], Generator[float, None, tuple[object, ...]]] | None = None,
+        grants: Any = None,
+    ) -> None:
+        self.index = index
+        """Which of the module's host imports."""
+        self.values = values
+        self.memory = memory
+        """The memory of the guest, or of the part that `HostImport.part` names, to be used until
+        the guest goes on."""
+        self.answer = answer
+        """Puts the results in place; the next poll resumes the guest."""
+        self.take_fuel = take_fuel
+        """Takes that much of what the guest's call has left, or all of it; how much it was."""
+        self.state: dict[str, Any] = {} if state is None else state
+        """For host functions to keep what they know about this instance; a reset clears it."""
+        self.spent = 0
+        """Fuel that this host call has cost and that its job has not counted yet."""
+        self.serve = serve
+        """Function of the engine's own that answers it, at no cost: yields the seconds to wait, and
+        returns the results. None: the host function of that index answers."""
+        self.caller: HostCaller | None = None
+        """What it is a part of; whoever drives the guest says so."""
+        self.grants = grants
+        """For the host function to note what it was registered with."""
+        self.invoke: Callable[[str, Sequence[object]], None] | None = None
+        """Function that has the guest call an export, by name and wasm values, before it goes on.
+        The next polls run the export. Once it has returned, `GuestInstance.host_call` is this call
+        again, and `result` is there. The function raises, and changes nothing, `LookupError` if
+        there is no such export to call, and `TypeError`, `ValueError` or `OverflowError` if the
+        values do not fit. None: the host function is not reentrant. """
+        self.result: Any = None
+        """Result of the export that was called last: None, a value, or a tuple."""
+        self.invoking = False
+        """Whether such an export is under way; whoever drives the guest says so."""
+        self.lend: Callable[[Any], Any] | None = None
+        """Function that makes what `memory` is of the memory that the engine has, once an export
+        has returned; None: `memory` is that memory itself."""
 
     def spend(self, fuel: int) -> None:
         """Charge the guest's call for something that the host does for it, before it is done.
@@ -609,19 +636,28 @@ class LoadedModule(Protocol):
         """Instances live on; no new ones can be made. Closing twice is fine."""
 
 
-@frozen
 class Substitute:
     """A fake module, registered in place of what `register` was given."""
 
-    wasm: bytes
-    export: str
-    """Name of its one exported function."""
-    takes_values: bool = False
-    """Whether the function takes and returns Python values, which no ABI converts."""
-    args: Sequence[str] | None = None
-    """Types of the arguments that it takes; None: any."""
-    returns: str | Sequence[str] | None = None
-    """Type of its result; used with `args` only."""
+    __slots__ = ("args", "export", "returns", "takes_values", "wasm")
+
+    def __init__(
+        self,
+        wasm: bytes,
+        export: str,
+        takes_values: bool = False,
+        args: Sequence[str] | None = None,
+        returns: str | Sequence[str] | None = None,
+    ) -> None:
+        self.wasm = wasm
+        self.export = export
+        """Name of its one exported function."""
+        self.takes_values = takes_values
+        """Whether the function takes and returns Python values, which no ABI converts."""
+        self.args = args
+        """Types of the arguments that it takes; None: any."""
+        self.returns = returns
+        """Type of its result; used with `args` only."""
 
 
 class Engine(Protocol):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import final
 
 import trio
-from attrs import frozen
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
 from .._core.errors import DeadlockError, WasmCacheError
@@ -397,12 +396,14 @@ class Acquisition:
 
 
 @final
-@frozen
 class _TokenWait:
     """The wait of one acquisition for a token: a `capacity.TokenWait`."""
 
-    over: Callable[[], None]
-    note: Callable[[str], None]
+    __slots__ = ("note", "over")
+
+    def __init__(self, over: Callable[[], None], note: Callable[[str], None]) -> None:
+        self.over = over
+        self.note = note
 
     def refused(self) -> None:
         self.over()

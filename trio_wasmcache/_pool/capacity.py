@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from typing import Protocol, final
 
 import trio
-from attrs import define, evolve
+from attrs import evolve
 from trio.lowlevel import Task
 
 from .._core.config import GroupLimits
@@ -136,14 +136,18 @@ class Capacity:
 
 
 @final
-@define(eq=False)
 class GroupState:
     """The state of one scheduling group, shared by its leases and its `SchedulingGroup`."""
 
-    limits: GroupLimits
-    record: GroupRecord
-    share: Share
-    capacity: Capacity
+    __slots__ = ("capacity", "limits", "record", "share")
+
+    def __init__(
+        self, limits: GroupLimits, record: GroupRecord, share: Share, capacity: Capacity
+    ) -> None:
+        self.limits = limits
+        self.record = record
+        self.share = share
+        self.capacity = capacity
 
     @staticmethod
     def new(name: str, limits: GroupLimits) -> GroupState:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import trio
-from attrs import define
 from trio.lowlevel import Task
 
 from .._core.config import ADAPTIVE, CacheConfig, GroupLimits, SystemLimits
@@ -71,19 +70,29 @@ Fields: TypeAlias = dict[str, Any]
 VALUES_OVERHEAD = 1000
 
 
-@define(eq=False)
 class _Use:
     """Facts that the log has about one request so far."""
 
-    number: int
-    origin: Origin
-    task: int
-    """Number of the task that waits for or holds the instance."""
-    requested_at: float
-    deadline: float | None
-    granted_at: float | None = None
-    for_tasks: str | None = None
-    """Numbers of the tasks that wait for it, if it is a preparation; None: it is an acquire."""
+    __slots__ = ("deadline", "for_tasks", "granted_at", "number", "origin", "requested_at", "task")
+
+    def __init__(
+        self,
+        number: int,
+        origin: Origin,
+        task: int,
+        requested_at: float,
+        deadline: float | None,
+        for_tasks: str | None = None,
+    ) -> None:
+        self.number = number
+        self.origin = origin
+        self.task = task
+        """Number of the task that waits for or holds the instance."""
+        self.requested_at = requested_at
+        self.deadline = deadline
+        self.granted_at: float | None = None
+        self.for_tasks = for_tasks
+        """Numbers of the tasks that wait for it, if it is a preparation; None: it is an acquire."""
 
 
 @final

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, final
 
 import trio
-from attrs import define, field
 
 from .._core.errors import CodeMemoryError, LoadError, WasmCacheError
 from .._core.keys import FunctionKey
@@ -39,24 +38,39 @@ if TYPE_CHECKING:
 
 
 @final
-@define(eq=False)
 class Window:
     """The time of one profile, and the functions that are profiled."""
 
-    pool: Pool
-    compiler: Compiler
-    cause: Cause
-    """Origin of its events: the task that has asked for it."""
-    group: str | None
-    """Name of the group whose instances are profiled; None: all."""
-    tally: ProfileTally
-    skipped: dict[str, str] = field(factory=dict)
-    """{function: why it is not profiled}."""
-    ended: trio.Event = field(factory=trio.Event)
-    modules: dict[CachedModule, CachedModule] = field(factory=dict)
-    """{variant, of which `Compiler.keep` was called: the module that it is of}."""
-    _variants: dict[CachedModule, tuple[CachedModule, float]] = field(factory=dict)
-    _functions: list[FunctionRecord] = field(factory=list)
+    __slots__ = (
+        "_functions",
+        "_variants",
+        "cause",
+        "compiler",
+        "ended",
+        "group",
+        "modules",
+        "pool",
+        "skipped",
+        "tally",
+    )
+
+    def __init__(
+        self, pool: Pool, compiler: Compiler, cause: Cause, group: str | None, tally: ProfileTally
+    ) -> None:
+        self.pool = pool
+        self.compiler = compiler
+        self.cause = cause
+        """Origin of its events: the task that has asked for it."""
+        self.group = group
+        """Name of the group whose instances are profiled; None: all."""
+        self.tally = tally
+        self.skipped: dict[str, str] = {}
+        """{function: why it is not profiled}."""
+        self.ended = trio.Event()
+        self.modules: dict[CachedModule, CachedModule] = {}
+        """{variant, of which `Compiler.keep` was called: the module that it is of}."""
+        self._variants: dict[CachedModule, tuple[CachedModule, float]] = {}
+        self._functions: list[FunctionRecord] = []
 
     async def compile(self, functions: Sequence[FunctionRecord], group: GroupState) -> None:
         """Compile the variants of all functions, in the turns of a group.

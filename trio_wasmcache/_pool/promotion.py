@@ -22,7 +22,6 @@ from collections.abc import Mapping
 from typing import NoReturn, Protocol, final
 
 import trio
-from attrs import define
 
 from .._core.errors import CodeMemoryError, InvalidModuleError
 from .._core.keys import FunctionKey
@@ -351,21 +350,23 @@ class Promoter:
 
 
 @final
-@define(eq=False)
 class Upgrade:
     """One instance of optimized code in the making, for no lease."""
 
-    pool: Pool
-    group: GroupState
-    entry: Entry
-    lease: object = None
-    """The result of `current_lease` in host functions that its start calls."""
-    definition: Definition | None = None
-    """Definition of its function."""
-    call: None = None
-    _making: Making | None = None
-    ended: bool = False
-    """Whether its group or the cache has closed."""
+    __slots__ = ("_making", "call", "definition", "ended", "entry", "group", "lease", "pool")
+
+    def __init__(self, pool: Pool, group: GroupState, entry: Entry) -> None:
+        self.pool = pool
+        self.group = group
+        self.entry = entry
+        self.lease: object = None
+        """The result of `current_lease` in host functions that its start calls."""
+        self.definition: Definition | None = None
+        """Definition of its function."""
+        self.call: None = None
+        self._making: Making | None = None
+        self.ended = False
+        """Whether its group or the cache has closed."""
 
     @property
     def start(self) -> Start | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field, frozen
 
 from .._abi import check_abi, check_binding, exports_of, recognise
 from .._abi.base import Abi, Binding, LayeredAbi
@@ -322,15 +322,17 @@ class Declaration:
 
 
 @final
-@frozen(eq=False)
 class Source:
     """What `register` was given, once it is read."""
 
-    wasm: bytes = field(repr=False)
-    """The core module: that of the component, if it is one."""
-    component: Taken | None
-    substitute: Substitute | None
-    """Fake that is registered in its place."""
+    __slots__ = ("component", "substitute", "wasm")
+
+    def __init__(self, wasm: bytes, component: Taken | None, substitute: Substitute | None) -> None:
+        self.wasm = wasm
+        """The core module: that of the component, if it is one."""
+        self.component = component
+        self.substitute = substitute
+        """Fake that is registered in its place."""
 
     def types(
         self, name: str, export: str | None, returns: str | Sequence[str] | Inferred | None
@@ -668,16 +670,25 @@ class Equal:
 
 
 @final
-@frozen(eq=False)
 class ModuleRecipe:
     """What is needed to compile a module once more: a `Recipe`."""
 
-    equal: Equal
-    packed: bytes
-    """The module, compressed."""
-    declaration: Declaration
-    config: CacheConfig
-    prepared: Prepared | None
+    __slots__ = ("config", "declaration", "equal", "packed", "prepared")
+
+    def __init__(
+        self,
+        equal: Equal,
+        packed: bytes,
+        declaration: Declaration,
+        config: CacheConfig,
+        prepared: Prepared | None,
+    ) -> None:
+        self.equal = equal
+        self.packed = packed
+        """The module, compressed."""
+        self.declaration = declaration
+        self.config = config
+        self.prepared = prepared
 
     @property
     def size(self) -> int:
@@ -690,40 +701,71 @@ class ModuleRecipe:
 
 
 @final
-@define(eq=False)
 class Compiling:
     """A compile under way, and the number of tasks that wait for it."""
 
-    turn: Turn
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    done: trio.Event = field(factory=trio.Event)
-    waiting: int = 0
-    booking: Booking | None = None
-    """The books of the instance that is prepared for it; None: none is."""
-    module: CachedModule | None = None
-    binding: Binding | None = None
-    """How values of the function cross for which it compiles, if its module says so itself."""
-    error: Exception | None = None
-    seconds: float = 0.0
+    __slots__ = (
+        "binding",
+        "booking",
+        "done",
+        "error",
+        "module",
+        "scope",
+        "seconds",
+        "turn",
+        "waiting",
+    )
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
+        self.waiting = 0
+        self.booking: Booking | None = None
+        """The books of the instance that is prepared for it; None: none is."""
+        self.module: CachedModule | None = None
+        self.binding: Binding | None = None
+        """How values of the function cross for which it compiles, if its module says so itself."""
+        self.error: Exception | None = None
+        self.seconds = 0.0
 
 
 @final
-@define(eq=False)
 class Compiler:
     """Compiles each module once, however many tasks register it at the same time, and shares it."""
 
-    engine: Engine
-    nursery: trio.Nursery
-    pool: Pool
-    lend: Callable[[GroupState, FunctionKey, Preparing], object]
-    """Returns the result of `current_lease` in host functions that a preparation calls."""
-    modules: dict[Hashable, CachedModule] = field(factory=dict)
-    """{key: module} of the registered functions; see `Equal`."""
-    readers: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_READS))
-    _digests: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(MAX_DIGESTS))
-    _functions: dict[CachedModule, int] = field(factory=dict)  # {module: functions that use it}
-    _compiling: dict[Equal, Compiling] = field(factory=dict)
-    _next_number: Callable[[], int] = field(factory=lambda: itertools.count(1).__next__)
+    __slots__ = (
+        "_compiling",
+        "_digests",
+        "_functions",
+        "_next_number",
+        "engine",
+        "lend",
+        "modules",
+        "nursery",
+        "pool",
+        "readers",
+    )
+
+    def __init__(
+        self,
+        engine: Engine,
+        nursery: trio.Nursery,
+        pool: Pool,
+        lend: Callable[[GroupState, FunctionKey, Preparing], object],
+    ) -> None:
+        self.engine = engine
+        self.nursery = nursery
+        self.pool = pool
+        self.lend = lend
+        """Returns the result of `current_lease` in host functions that a preparation calls."""
+        self.modules: dict[Hashable, CachedModule] = {}
+        """{key: module} of the registered functions; see `Equal`."""
+        self.readers: trio.CapacityLimiter = trio.CapacityLimiter(MAX_READS)
+        self._digests: trio.CapacityLimiter = trio.CapacityLimiter(MAX_DIGESTS)
+        self._functions: dict[CachedModule, int] = {}  # {module: functions that use it}
+        self._compiling: dict[Equal, Compiling] = {}
+        self._next_number: Callable[[], int] = itertools.count(1).__next__
 
     async def get(
         self, wasm: bytes, declaration: Declaration, config: CacheConfig, group: GroupState

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import final
 
 import trio
-from attrs import define, field
 
 from .._core.errors import DuplicateFunctionError, UnknownFunctionError
 from .._core.keys import MAX_NAME_LENGTH, FunctionKey, near_misses, normalise_types
@@ -15,20 +14,22 @@ from .._core.text import listed, printable, quoted
 
 
 @final
-@define(eq=False)
 class Registry:
     """Registered functions, and names that are reserved while they are being registered."""
 
-    functions: dict[FunctionKey, FunctionRecord] = field(factory=dict)
-    """Record of each function, in order of registration."""
-    reserved: dict[FunctionKey, trio.CancelScope] = field(factory=dict)
-    """Keys that are being registered, and the scope around each registration."""
-    generations: dict[FunctionKey, int] = field(factory=dict)
-    """Last generation of each key that was ever registered."""
-    exact: dict[tuple[str, tuple[str, ...] | None], FunctionRecord] = field(factory=dict)
-    """Record of each function by its name and types in their normal spelling, for fast lookups;
-    and by its name and None, if no other function has that name."""
-    _overloads: dict[str, int] = field(factory=dict)  # {name: functions of that name}
+    __slots__ = ("_overloads", "exact", "functions", "generations", "reserved")
+
+    def __init__(self) -> None:
+        self.functions: dict[FunctionKey, FunctionRecord] = {}
+        """Record of each function, in order of registration."""
+        self.reserved: dict[FunctionKey, trio.CancelScope] = {}
+        """Keys that are being registered, and the scope around each registration."""
+        self.generations: dict[FunctionKey, int] = {}
+        """Last generation of each key that was ever registered."""
+        self.exact: dict[tuple[str, tuple[str, ...] | None], FunctionRecord] = {}
+        """Record of each function by its name and types in their normal spelling, for fast lookups;
+        and by its name and None, if no other function has that name."""
+        self._overloads: dict[str, int] = {}  # {name: functions of that name}
 
     def find(self, name: str, args: Sequence[str] | None) -> FunctionRecord:
         """Return the function of this name and these types; their normal spelling is fastest.

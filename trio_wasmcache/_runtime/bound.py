@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
-from attrs import Factory, define, evolve, frozen
+from attrs import Factory, evolve, frozen
 
 from .._abi.base import Binding, Direct, Guest, Steps, Value
 from .._abi.plain import shown
@@ -40,16 +40,18 @@ Begin: TypeAlias = Callable[[Sequence[object], int], Value]
 
 
 @final
-@frozen(eq=False)
 class Failure:
     """How a call failed, so that its instance can serve no other: for the log."""
 
-    error: str
-    """Type of the error."""
-    reason: str | None = None
-    """Why the guest failed, and its last words; None if it is no error of the guest."""
-    fuel: int = 0
-    """Units of fuel that the dump of the instance costs, beside what the call burnt."""
+    __slots__ = ("error", "fuel", "reason")
+
+    def __init__(self, error: str, reason: str | None = None, fuel: int = 0) -> None:
+        self.error = error
+        """Type of the error."""
+        self.reason = reason
+        """Why the guest failed, and its last words; None if it is no error of the guest."""
+        self.fuel = fuel
+        """Units of fuel that the dump of the instance costs, beside what the call burnt."""
 
 
 @final
@@ -96,36 +98,68 @@ class Definition:
 
 
 @final
-@define(eq=False, weakref_slot=False)
 class BoundFunction:
     """A function of an instance that is ready to be called; stored in `Instance.bound`."""
 
-    native: GuestInstance
-    guest: GuestFunction
-    definition: Definition
-    entry: Entry
-    total_fuel: int
-    """Units of fuel that one call may burn; after a change of the limit it is bound anew."""
-    # Attributes of the above that every call and every recycle needs.
-    begin: Begin
-    left: Counter
-    measure: Callable[[GuestInstance], int]
-    """Function that returns the size of `native` for the fast path of a recycle; it first resets an
-    instance that does not keep its state."""
-    lower: Callable[[tuple[object, ...]], Value] | None
-    """Function `lower` of the binding, or with `steps` of a `Direct`, if there is one; so is
-    `lift`."""
-    lift: Callable[[Value], Value] | None
-    steps: Callable[[Guest, tuple[object, ...]], Steps] | None
-    last: tuple[int, tuple[int, int]] | None = None
-    """Size and reservation of the instance (bytes; bytes of addresses, mappings), if it was closed
-    before its lease ends; None: it was not."""
+    __slots__ = (
+        "_attached",
+        "begin",
+        "definition",
+        "entry",
+        "guest",
+        "last",
+        "left",
+        "lift",
+        "lower",
+        "measure",
+        "native",
+        "recorded",
+        "small",
+        "steps",
+        "total_fuel",
+    )
 
-    recorded: bool = False
-    """Whether each call needs a `Call` from its beginning, as it is noted."""
-    _attached: tuple[Hashable, DriverCode, GuestDriver] | None = None
-    small: Any = None
-    """`_batch.small.SmallBatches` with that driver; None: it can't begin small batches."""
+    def __init__(
+        self,
+        native: GuestInstance,
+        guest: GuestFunction,
+        definition: Definition,
+        entry: Entry,
+        total_fuel: int,
+        begin: Begin,
+        left: Counter,
+        measure: Callable[[GuestInstance], int],
+        lower: Callable[[tuple[object, ...]], Value] | None,
+        lift: Callable[[Value], Value] | None,
+        steps: Callable[[Guest, tuple[object, ...]], Steps] | None,
+        recorded: bool = False,
+    ) -> None:
+        self.native = native
+        self.guest = guest
+        self.definition = definition
+        self.entry = entry
+        self.total_fuel = total_fuel
+        """Units of fuel that one call may burn; after a change of the limit it is bound anew."""
+        # Attributes of the above that every call and every recycle needs.
+        self.begin = begin
+        self.left = left
+        self.measure = measure
+        """Function that returns the size of `native` for the fast path of a recycle; it first
+        resets an instance that does not keep its state."""
+        self.lower = lower
+        """Function `lower` of the binding, or with `steps` of a `Direct`, if there is one; so is
+        `lift`."""
+        self.lift = lift
+        self.steps = steps
+        self.last: tuple[int, tuple[int, int]] | None = None
+        """Size and reservation of the instance (bytes; bytes of addresses, mappings), if it was
+        closed before its lease ends; None: it was not."""
+
+        self.recorded = recorded
+        """Whether each call needs a `Call` from its beginning, as it is noted."""
+        self._attached: tuple[Hashable, DriverCode, GuestDriver] | None = None
+        self.small: Any = None
+        """`_batch.small.SmallBatches` with that driver; None: it can't begin small batches."""
 
     def attached(self, shape: Hashable) -> tuple[DriverCode, GuestDriver] | None:
         """Return the driver that was used last, with its code, if it has that shape."""

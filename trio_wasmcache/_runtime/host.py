@@ -360,15 +360,17 @@ Importable: TypeAlias = HostFunction | HostExtern
 
 
 @final
-@frozen
 class MissingFunction:
     """An imported function that nobody provides; calling it traps."""
 
-    module: str
-    name: str
-    type: FuncType
-    wit: str = ""
-    """Its type as WIT writes it; empty: a core module imports it."""
+    __slots__ = ("module", "name", "type", "wit")
+
+    def __init__(self, module: str, name: str, type: FuncType, wit: str = "") -> None:
+        self.module = module
+        self.name = name
+        self.type = type
+        self.wit = wit
+        """Its type as WIT writes it; empty: a core module imports it."""
 
     @property
     def serve_alone(self) -> Callable[[HostCall], NoReturn]:

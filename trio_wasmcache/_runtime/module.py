@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Protocol, final
 
 import trio
-from attrs import define, evolve, field
+from attrs import evolve
 
 from .._core.config import MiB
 from .._core.keys import FunctionKey
@@ -39,49 +39,87 @@ class Recipe(Protocol):
 
 
 @final
-@define(eq=False)
 class CachedModule:
     """A compiled module: its artifact, and its executable code while the ledger counts it."""
 
-    equal: Hashable
-    """Key of the module: bytes, imports, limits, preparation; see `registration.Equal`."""
-    digest: str
-    """SHA-256 of the bytes given to `register`, in hexadecimal."""
-    engine: Engine
-    artifact: Artifact
-    hosts: tuple[AnyHost, ...]
-    host_imports: tuple[HostImport, ...]
-    why_not: str | None = None
-    """Reason why its instances can't be reset, if there is one and it is known."""
-    initialize: tuple[StartCall, ...] = ()
-    """Exports that are called before anything else: of a WASI reactor, `_initialize`."""
-    number: int = 0
-    """Number of the module in the cache's log."""
-    prepared: Prepared | None = None
-    """What its instances begin with, if it was prepared."""
-    _told: bool = False
-    """Whether the log knows how it was prepared."""
-    load_fuel: int = field(init=False)
-    """Units that making an instance costs, beside the fuel of its start."""
-    record: Module = field(init=False)
-    """Record of the module in the policy."""
-    debug_sections: DebugSections | None = field(init=False)
-    """Debug sections of the module, for the lines of backtraces; None if it has none, and once
-    `DebugBook` needs their memory for other modules."""
-    line_tables: LineTables | None = None
-    """Source lines that were found in them so far; None before the first search."""
-    loaded: LoadedModule | None = None
-    recipe: Recipe | None = None
-    """What the optimizing compiler needs to compile it, too; None: it has, or is not to."""
-    source: Recipe | None = None
-    """The same, for a variant of it that takes samples; None once `SourceBook` needs its memory."""
-    samples_of: Callable[[str, FunctionKey], Samples] | None = None
-    """Function that returns where samples of a new instance go, by the name of its group and its
-    function, while it is profiled; None: it is not."""
-    _loading: trio.Event | None = None
-    _pins: int = 0
+    __slots__ = (
+        "__weakref__",
+        "_loading",
+        "_pins",
+        "_told",
+        "artifact",
+        "debug_sections",
+        "digest",
+        "engine",
+        "equal",
+        "host_imports",
+        "hosts",
+        "initialize",
+        "line_tables",
+        "load_fuel",
+        "loaded",
+        "number",
+        "prepared",
+        "recipe",
+        "record",
+        "samples_of",
+        "source",
+        "why_not",
+    )
 
-    def __attrs_post_init__(self) -> None:
+    def __init__(
+        self,
+        equal: Hashable,
+        digest: str,
+        engine: Engine,
+        artifact: Artifact,
+        hosts: tuple[AnyHost, ...],
+        host_imports: tuple[HostImport, ...],
+        why_not: str | None = None,
+        initialize: tuple[StartCall, ...] = (),
+        number: int = 0,
+        prepared: Prepared | None = None,
+        recipe: Recipe | None = None,
+        source: Recipe | None = None,
+    ) -> None:
+        self.equal = equal
+        """Key of the module: bytes, imports, limits, preparation; see `registration.Equal`."""
+        self.digest = digest
+        """SHA-256 of the bytes given to `register`, in hexadecimal."""
+        self.engine = engine
+        self.artifact = artifact
+        self.hosts = hosts
+        self.host_imports = host_imports
+        self.why_not = why_not
+        """Reason why its instances can't be reset, if there is one and it is known."""
+        self.initialize = initialize
+        """Exports that are called before anything else: of a WASI reactor, `_initialize`."""
+        self.number = number
+        """Number of the module in the cache's log."""
+        self.prepared = prepared
+        """What its instances begin with, if it was prepared."""
+        self._told = False
+        """Whether the log knows how it was prepared."""
+        self.load_fuel: int
+        """Units that making an instance costs, beside the fuel of its start."""
+        self.record: Module
+        """Record of the module in the policy."""
+        self.debug_sections: DebugSections | None
+        """Debug sections of the module, for the lines of backtraces; None if it has none, and once
+        `DebugBook` needs their memory for other modules."""
+        self.line_tables: LineTables | None = None
+        """Source lines that were found in them so far; None before the first search."""
+        self.loaded: LoadedModule | None = None
+        self.recipe = recipe
+        """What the optimizing compiler needs to compile it, too; None: it has, or is not to."""
+        self.source = source
+        """The same, for a variant of it that takes samples; None once `SourceBook` needs its
+        memory."""
+        self.samples_of: Callable[[str, FunctionKey], Samples] | None = None
+        """Function that returns where samples of a new instance go, by the name of its group and
+        its function, while it is profiled; None: it is not."""
+        self._loading: trio.Event | None = None
+        self._pins = 0
         self.debug_sections = self.artifact.debug
         if self.debug_sections is not None:
             self.artifact = evolve(self.artifact, debug=None)
@@ -178,19 +216,20 @@ class CachedModule:
             loaded.close()
 
 
-@define(eq=False)
 class _Book:
     """A book of something that a cache keeps of its modules; only it frees that.
 
     Where `limit` is exceeded, that of the modules that were added first is freed.
     """
 
-    limit: int
-    """Bytes of all modules together, at most."""
-    size: int = field(default=0, init=False)
-    """Bytes of all modules together."""
-    _sizes: dict[CachedModule, int] = field(factory=dict, init=False)
-    # {module: bytes}, the first added first
+    __slots__ = ("_sizes", "limit", "size")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        """Bytes of all modules together, at most."""
+        self.size = 0
+        """Bytes of all modules together."""
+        self._sizes: dict[CachedModule, int] = {}  # {module: bytes}, the first added first
 
     def _count(self, module: CachedModule, size: int) -> None:
         """Note the bytes of a module, and free others' if they do not fit."""
@@ -209,11 +248,13 @@ class _Book:
 
 
 @final
-@define(eq=False)
 class DebugBook(_Book):
     """The book of the debug sections that a cache keeps."""
 
-    limit: int = DEBUG_BOOK_LIMIT
+    __slots__ = ()
+
+    def __init__(self, limit: int = DEBUG_BOOK_LIMIT) -> None:
+        super().__init__(limit)
 
     def add(self, module: CachedModule) -> None:
         """Count the debug sections of a module, and free others if they do not fit."""
@@ -230,11 +271,13 @@ class DebugBook(_Book):
 
 
 @final
-@define(eq=False)
 class SourceBook(_Book):
     """The book of the modules, as they were given, that a cache keeps for profiles."""
 
-    limit: int = SOURCE_BOOK_LIMIT
+    __slots__ = ()
+
+    def __init__(self, limit: int = SOURCE_BOOK_LIMIT) -> None:
+        super().__init__(limit)
 
     def add(self, module: CachedModule) -> None:
         """Count the source of a module, and free others if they do not fit."""

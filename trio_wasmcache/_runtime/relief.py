@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar, TypeVarTuple, Unpack, final
 
-from attrs import frozen
-
 from .._core.policy.records import Need
 from .._engine.base import NoMemoryError
 
@@ -33,11 +31,13 @@ class Evict(Protocol):
 
 
 @final
-@frozen
 class Relief:
     """Tries what needs memory of the system until it succeeds, or nothing is left to evict."""
 
-    evict: Evict
+    __slots__ = ("evict",)
+
+    def __init__(self, evict: Evict) -> None:
+        self.evict = evict
 
     def run(
         self,

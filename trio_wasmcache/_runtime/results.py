@@ -19,8 +19,6 @@ import mmap
 import weakref
 from typing import final
 
-from attrs import Factory, define
-
 from .._core.config import KiB, MiB
 from .._core.tally import Tally
 
@@ -31,13 +29,15 @@ PIECES = 4
 
 
 @final
-@define(eq=False)
 class ResultBook:
     """The tallies of all results of one cache that are under way."""
 
-    limit: int
-    """`max_result_size` for calls and batches that begin from now on (bytes)."""
-    _tallies: set[Tally] = Factory(set)
+    __slots__ = ("_tallies", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        """`max_result_size` for calls and batches that begin from now on (bytes)."""
+        self._tallies: set[Tally] = set()
 
     @property
     def size(self) -> int:
@@ -73,13 +73,15 @@ def new_mapping(size: int, what: str) -> mmap.mmap:
 
 
 @final
-@define(eq=False)
 class _Piece:
     """Memory that is kept for results."""
 
-    memory: mmap.mmap
-    lent: weakref.WeakKeyDictionary[Tally, int] = Factory(weakref.WeakKeyDictionary)
-    """{tally of results in it: bytes of them}"""
+    __slots__ = ("lent", "memory")
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self.memory = memory
+        self.lent: weakref.WeakKeyDictionary[Tally, int] = weakref.WeakKeyDictionary()
+        """{tally of results in it: bytes of them}"""
 
     def lend(self, size: int, tally: Tally) -> memoryview:
         """Return `size` bytes of it, which the tally does not count any more."""

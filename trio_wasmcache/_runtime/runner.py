@@ -25,7 +25,6 @@ from typing import Any, NoReturn, Protocol, TypeVar, final
 
 import outcome
 import trio
-from attrs import define, field
 from trio.lowlevel import Abort, RaiseCancelT
 
 from .._abi.base import Convert
@@ -83,53 +82,90 @@ class Polled(Protocol):
         """Return the units that are left of the job's fuel."""
 
 
-@define(eq=False)
 class Job:
     """One call, batch or start under way in one instance, for the runner to drive."""
 
-    native: Polled
-    share: Share
-    hosts: Sequence[AnyHost]
-    """Host functions, in the order of the module's imports."""
-    lease: object
-    """Result of `current_lease` in host functions."""
-    fuel: int
-    """Units of fuel that the guest had at the beginning."""
-    burnt: int = 0
-    """Units of fuel burnt so far, by the guest and by the host for it."""
-    note_at: float = field(default=DUE_FUEL, kw_only=True)
-    """Units at which it is told that they are burnt; see `Runner.burnt`."""
-    ended: Callable[[], Exception] = field(default=trio.ClosedResourceError, kw_only=True)
-    """Function that makes the error to raise if another task stops the job."""
-    caller: HostCaller | None = field(default=None, kw_only=True)
-    """The call, batch or start that it is a part of, for host functions."""
-    finish: Callable[[], object] | None = field(default=None, kw_only=True)
-    """Function that raises how the guest failed, once `poll` says that it is over; None: `poll`
-    raises that itself."""
-    aside: bool = field(default=False, kw_only=True)
-    """Whether all further slices run in threads, whatever `offload_after` is."""
-    serving: list[HostCall] = field(factory=list)
-    """Host calls that are being answered, the innermost last: those that are reentrant, and all
-    that were made within an invoke."""
-    broken: BaseException | None = None
-    """Exception by which an invoke ended, after which the guest can't go on."""
-    left: trio.Event | None = None
-    """Event to be set when an invoke ends; None while nobody waits for that."""
-    stop: bool = False
-    """Whether it must stop after the current slice; set by another task or on cancellation."""
-    parked: trio.CancelScope | None = None
-    """Cancel scope around the last wait for a turn; only `end` may cancel it."""
-    in_thread: bool = False
-    """Whether a thread runs it now."""
-    noted: tuple[int, int] = (0, 0)
-    """Turns that it has had in threads without leaving them, and `burnt` at the end of the last of
-    these; only the thread that runs it sets this."""
-    settled: int = 0
-    """Turns of these for which the group is charged; see `Runner.settle`."""
-    cpu_seconds: float = 0.0
-    """CPU time of its last stay in a thread, if its group has a `cpu_limit` (seconds)."""
-    out_of_thread: trio.Event = field(factory=trio.Event)
-    """Event that is set when the thread has left it; each hop to a thread has a new one."""
+    __slots__ = (
+        "aside",
+        "broken",
+        "burnt",
+        "caller",
+        "cpu_seconds",
+        "ended",
+        "finish",
+        "fuel",
+        "hosts",
+        "in_thread",
+        "lease",
+        "left",
+        "native",
+        "note_at",
+        "noted",
+        "out_of_thread",
+        "parked",
+        "serving",
+        "settled",
+        "share",
+        "stop",
+    )
+
+    def __init__(
+        self,
+        native: Polled,
+        share: Share,
+        hosts: Sequence[AnyHost],
+        lease: object,
+        fuel: int,
+        burnt: int = 0,
+        *,
+        ended: Callable[[], Exception] = trio.ClosedResourceError,
+        caller: HostCaller | None = None,
+        finish: Callable[[], object] | None = None,
+        aside: bool = False,
+    ) -> None:
+        self.native = native
+        self.share = share
+        self.hosts = hosts
+        """Host functions, in the order of the module's imports."""
+        self.lease = lease
+        """Result of `current_lease` in host functions."""
+        self.fuel = fuel
+        """Units of fuel that the guest had at the beginning."""
+        self.burnt = burnt
+        """Units of fuel burnt so far, by the guest and by the host for it."""
+        self.note_at: float = DUE_FUEL
+        """Units at which it is told that they are burnt; see `Runner.burnt`."""
+        self.ended = ended
+        """Function that makes the error to raise if another task stops the job."""
+        self.caller = caller
+        """The call, batch or start that it is a part of, for host functions."""
+        self.finish = finish
+        """Function that raises how the guest failed, once `poll` says that it is over; None: `poll`
+        raises that itself."""
+        self.aside = aside
+        """Whether all further slices run in threads, whatever `offload_after` is."""
+        self.serving: list[HostCall] = []
+        """Host calls that are being answered, the innermost last: those that are reentrant, and all
+        that were made within an invoke."""
+        self.broken: BaseException | None = None
+        """Exception by which an invoke ended, after which the guest can't go on."""
+        self.left: trio.Event | None = None
+        """Event to be set when an invoke ends; None while nobody waits for that."""
+        self.stop = False
+        """Whether it must stop after the current slice; set by another task or on cancellation."""
+        self.parked: trio.CancelScope | None = None
+        """Cancel scope around the last wait for a turn; only `end` may cancel it."""
+        self.in_thread = False
+        """Whether a thread runs it now."""
+        self.noted: tuple[int, int] = (0, 0)
+        """Turns that it has had in threads without leaving them, and `burnt` at the end of the last
+        of these; only the thread that runs it sets this."""
+        self.settled = 0
+        """Turns of these for which the group is charged; see `Runner.settle`."""
+        self.cpu_seconds = 0.0
+        """CPU time of its last stay in a thread, if its group has a `cpu_limit` (seconds)."""
+        self.out_of_thread = trio.Event()
+        """Event that is set when the thread has left it; each hop to a thread has a new one."""
 
     def end(self) -> None:
         """Stop it from another task: at once if it waits for a turn, else within a slice."""

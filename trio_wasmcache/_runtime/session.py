@@ -55,14 +55,16 @@ class CallbackError(Exception):
         self.error = error
 
 
-@frozen
 class Strings:
     """Arguments, or an environment, as a guest gets them."""
 
-    data: bytes
-    """All of them, each with a null byte at its end."""
-    offsets: tuple[int, ...]
-    """Where each begins."""
+    __slots__ = ("data", "offsets")
+
+    def __init__(self, data: bytes, offsets: tuple[int, ...]) -> None:
+        self.data = data
+        """All of them, each with a null byte at its end."""
+        self.offsets = offsets
+        """Where each begins."""
 
     @staticmethod
     def of(strings: list[bytes]) -> Strings:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
 import trio
-from attrs import Factory, define
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
 from .._core.policy.shares import FairQueue, Share
@@ -25,17 +24,19 @@ if TYPE_CHECKING:
 
 
 @final
-@define(eq=False)
 class Turns:
     """Turns that groups take in a fair order: one slot for the loop, `max_threads` for threads."""
 
-    slots: int
-    """Number of turns at the same time."""
-    settle: Callable[[], None] = lambda: None
-    """Function that charges groups for turns which are not over; it is called before the virtual
-    times of groups are compared."""
-    taken: int = 0
-    line: FairQueue[Task] = Factory(lambda: FairQueue[Task]())
+    __slots__ = ("line", "settle", "slots", "taken")
+
+    def __init__(self, slots: int, settle: Callable[[], None] = lambda: None) -> None:
+        self.slots = slots
+        """Number of turns at the same time."""
+        self.settle = settle
+        """Function that charges groups for turns which are not over; it is called before the
+        virtual times of groups are compared."""
+        self.taken = 0
+        self.line = FairQueue[Task]()
 
     @property
     def contended(self) -> bool:

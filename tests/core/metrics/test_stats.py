@@ -11,6 +11,7 @@ import attrs
 import pytest
 from core.policy.policy_bench import Bench
 from hypothesis import given, strategies as st
+from peeking import slots_of
 
 from trio_wasmcache import CacheStats, DeadlockError
 from trio_wasmcache._core.events import Reason
@@ -141,7 +142,7 @@ def test_merging_is_addition(some: UseStats, other: UseStats) -> None:
             assert count == sum(part.buckets.get(bits, 0) for part in parts)
     assert summarise_uses(some) == before
     whole.clear()
-    assert attrs.asdict(whole) == attrs.asdict(UseStats())
+    assert slots_of(whole) == slots_of(UseStats())
 
 
 @given(st.lists(uses()), st.randoms())
@@ -208,7 +209,7 @@ def test_what_was_frozen_is_taken_as_it_was(some: UseStats, other: UseStats) -> 
     taken = other.copy()
     taken.take(frozen)
     merged.merge(other)
-    assert attrs.asdict(taken) == attrs.asdict(merged)
+    assert slots_of(taken) == slots_of(merged)
     assert summarise_uses(some) == summarise_uses(UseStats())
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from attrs import asdict
 from core.policy.policy_bench import Bench, limits
+from peeking import slots_of
 
 from trio_wasmcache._core.errors import DeadlockError
 from trio_wasmcache._core.events import Reason
@@ -41,7 +41,7 @@ def state(bench: Bench, requests: tuple[Request, ...]) -> Any:
     (entry,) = policy.instances.entries
     instances = [request.instance and request.instance.number for request in requests]
     (instance,) = {request.instance for request in requests if request.instance is not None}
-    ledger = asdict(policy.instances.ledger, recurse=False)
+    ledger = slots_of(policy.instances.ledger)
     del ledger["evictable"]
     return (
         [(one.stage, one.since, one.hit, one.blocked, one.give_up) for one in requests],

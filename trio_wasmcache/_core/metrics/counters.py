@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TypeVar, final
 
-from attrs import Factory, define, frozen
+from attrs import Factory, frozen
 
 from ..keys import FunctionKey
 
@@ -65,39 +65,72 @@ class Distribution:
 
 
 @final
-@define(eq=False, weakref_slot=False)
 class UseStats:
     """Uses of one entry, or of several together: acquires, instances and calls.
 
     One object and one dictionary hold all six distributions, as every entry has and keeps them.
     """
 
-    misses: int = 0
-    blocks: int = 0
-    held: int = 0
-    """Number of leases that have not ended; set in copies only."""
-    carried: int = 0
-    """Number of leases held when counting began, which are not counted as granted."""
-    continued: int = 0
-    """Number of calls that took more than one slice; once over, they are in `RUNS`."""
-    seat_hits: int = 0
-    """Number of hits for which an instance had to be loaded, on a seat."""
-    errors: dict[str, int] = NO_ERRORS
-    """{name of the error's type: acquires and calls that ended with it}."""
-    counts: dict[int, int] = NO_COUNTS
-    """{kind + bits: number of values of that kind with that many bits}."""
-    fuel: int = 0
-    """Units of fuel of all calls that are over, as all sums here."""
-    hold: int = 0
-    """Time from grant to recycle (microseconds)."""
-    wait: int = 0
-    """Time from request to grant (microseconds), of leases that were not granted at once."""
-    load: int = 0
-    """Time to make an instance, including loading its code (microseconds)."""
-    run: int = 0
-    """Time from the end of the first slice (microseconds), of longer calls that are over."""
-    compile: int = 0
-    """Time to compile the module (microseconds); only of functions."""
+    __slots__ = (
+        "blocks",
+        "carried",
+        "compile",
+        "continued",
+        "counts",
+        "errors",
+        "fuel",
+        "held",
+        "hold",
+        "load",
+        "misses",
+        "run",
+        "seat_hits",
+        "wait",
+    )
+
+    def __init__(
+        self,
+        misses: int = 0,
+        blocks: int = 0,
+        held: int = 0,
+        carried: int = 0,
+        continued: int = 0,
+        seat_hits: int = 0,
+        errors: dict[str, int] = NO_ERRORS,
+        counts: dict[int, int] = NO_COUNTS,
+        fuel: int = 0,
+        hold: int = 0,
+        wait: int = 0,
+        load: int = 0,
+        run: int = 0,
+        compile: int = 0,
+    ) -> None:
+        self.misses = misses
+        self.blocks = blocks
+        self.held = held
+        """Number of leases that have not ended; set in copies only."""
+        self.carried = carried
+        """Number of leases held when counting began, which are not counted as granted."""
+        self.continued = continued
+        """Number of calls that took more than one slice; once over, they are in `RUNS`."""
+        self.seat_hits = seat_hits
+        """Number of hits for which an instance had to be loaded, on a seat."""
+        self.errors = errors
+        """{name of the error's type: acquires and calls that ended with it}."""
+        self.counts = counts
+        """{kind + bits: number of values of that kind with that many bits}."""
+        self.fuel = fuel
+        """Units of fuel of all calls that are over, as all sums here."""
+        self.hold = hold
+        """Time from grant to recycle (microseconds)."""
+        self.wait = wait
+        """Time from request to grant (microseconds), of leases that were not granted at once."""
+        self.load = load
+        """Time to make an instance, including loading its code (microseconds)."""
+        self.run = run
+        """Time from the end of the first slice (microseconds), of longer calls that are over."""
+        self.compile = compile
+        """Time to compile the module (microseconds); only of functions."""
 
     def add(self, kind: int, value: int) -> None:
         """Record a value of that kind, which is not negative."""
@@ -227,19 +260,28 @@ def add_up(parts: Iterable[UseStats]) -> UseStats:
 
 
 @final
-@frozen(eq=False)
 class Snapshot:
     """All uses at one moment. Its contents do not change any more."""
 
-    functions: Mapping[FunctionKey | None, UseStats] = Factory(dict)
-    """Uses of vacant entries, by function."""
-    groups: Mapping[str | None, UseStats] = Factory(dict)
-    """The same uses, by group."""
-    calls: int = 0
-    """Number of all calls."""
-    _live: Sequence[Frozen] = ()
-    """Uses of the other entries; `_names` has their functions and groups."""
-    _names: Sequence[tuple[FunctionKey | None, str | None]] = ()
+    def __init__(
+        self,
+        functions: Mapping[FunctionKey | None, UseStats] | None = None,
+        groups: Mapping[str | None, UseStats] | None = None,
+        calls: int = 0,
+        live: Sequence[Frozen] = (),
+        names: Sequence[tuple[FunctionKey | None, str | None]] = (),
+    ) -> None:
+        self.functions: Mapping[FunctionKey | None, UseStats] = (
+            {} if functions is None else functions
+        )
+        """Uses of vacant entries, by function."""
+        self.groups: Mapping[str | None, UseStats] = {} if groups is None else groups
+        """The same uses, by group."""
+        self.calls = calls
+        """Number of all calls."""
+        self._live = live
+        """Uses of the other entries; `_names` has their functions and groups."""
+        self._names = names
 
     def by_function(self) -> dict[str, list[UseStats]]:
         """Return {name and argument types: parts of its uses}; ``""`` for removed functions."""
@@ -276,7 +318,6 @@ class Snapshot:
 
 
 @final
-@define(eq=False)
 class UseBook:
     """Collected uses of entries, by function and by group.
 
@@ -284,13 +325,16 @@ class UseBook:
     book has no more keys than functions and groups exist, and no use is lost.
     """
 
-    functions: dict[FunctionKey | None, UseStats] = Factory(dict)
-    groups: dict[str | None, UseStats] = Factory(dict)
-    calls: int = 0
-    """Number of all calls."""
-    _fresh: set[UseStats] = Factory(set)
-    """Uses that no snapshot contains. Others are copied before they change: so a snapshot makes
-    only those be copied that change after it, and not while a caller waits for it."""
+    __slots__ = ("_fresh", "calls", "functions", "groups")
+
+    def __init__(self) -> None:
+        self.functions: dict[FunctionKey | None, UseStats] = {}
+        self.groups: dict[str | None, UseStats] = {}
+        self.calls = 0
+        """Number of all calls."""
+        self._fresh: set[UseStats] = set()
+        """Uses that no snapshot contains. Others are copied before they change: so a snapshot makes
+        only those be copied that change after it, and not while a caller waits for it."""
 
     def add(self, uses: UseStats, function: FunctionKey | None, group: str | None) -> None:
         """Add the uses of an entry."""

@@ -9,35 +9,49 @@ from __future__ import annotations
 
 from typing import final
 
-from attrs import define, field
-
 WINDOW = 1.0
 """Length of a window (seconds)."""
 
 
 @final
-@define(eq=False)
 class CpuBudget:
     """The CPU time of one group; `now` is the time of each step (seconds)."""
 
-    group: str
-    """Name of the group."""
-    limit: float
-    """Cores that it may use."""
-    used: float = 0.0
-    """Seconds of CPU time used in this window, with the excess of earlier ones."""
-    waiting: int = 0
-    """Number of its calls that wait now."""
-    closed: bool = False
-    """Whether nothing waits for it any more: the limit was taken away, or the group has closed."""
-    _began: float | None = field(default=None)  # the present window, or the last in which it ran
-    _part: int = 0  # of the window, in which the last call was let go on
-    waits: int = 0
-    """Number of waits of its calls that have begun."""
-    _waited: float = 0.0  # seconds of those that have ended
-    _since: float = 0.0  # sum of the times when those under way have begun
-    _told_at: float | None = field(default=None)
-    _told: tuple[int, float] = field(default=(0, 0.0))  # waits and seconds told before
+    __slots__ = (
+        "_began",
+        "_part",
+        "_since",
+        "_told",
+        "_told_at",
+        "_waited",
+        "closed",
+        "group",
+        "limit",
+        "used",
+        "waiting",
+        "waits",
+    )
+
+    def __init__(self, group: str, limit: float) -> None:
+        self.group = group
+        """Name of the group."""
+        self.limit = limit
+        """Cores that it may use."""
+        self.used = 0.0
+        """Seconds of CPU time used in this window, with the excess of earlier ones."""
+        self.waiting = 0
+        """Number of its calls that wait now."""
+        self.closed = False
+        """Whether nothing waits for it any more: the limit was taken away, or the group has
+        closed."""
+        self._began: float | None = None  # the present window, or the last in which it ran
+        self._part = 0  # of the window, in which the last call was let go on
+        self.waits = 0
+        """Number of waits of its calls that have begun."""
+        self._waited = 0.0  # seconds of those that have ended
+        self._since = 0.0  # sum of the times when those under way have begun
+        self._told_at: float | None = None
+        self._told: tuple[int, float] = (0, 0.0)  # waits and seconds told before
 
     def charge(self, seconds: float, now: float) -> None:
         """Count CPU time that was used (seconds)."""

@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TypeVar
 
-from attrs import Factory, define
-
 from ..errors import DeadlockError
 from .records import Entry, GroupRecord, Preparation, Request
 
@@ -76,16 +74,18 @@ def find_deadlock(
     return tuple((task, wants[task]) for task in reversed(chain))
 
 
-@define(eq=False)
 class Waits:
     """The edges of one cache's wait-for graph: waiting tasks, and holders of instances."""
 
-    waiting: dict[Hashable, Resource] = Factory(dict)
-    """{task: resource it waits for}."""
-    held: dict[Request, None] = Factory(dict)
-    """Requests that have an instance, loading or running, and so hold capacity of the cache."""
-    registering: dict[Hashable, Preparation] = Factory(dict)
-    """{task: preparation} of the tasks that register functions and wait for a preparation."""
+    __slots__ = ("held", "registering", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: dict[Hashable, Resource] = {}
+        """{task: resource it waits for}."""
+        self.held: dict[Request, None] = {}
+        """Requests that have an instance, loading or running, and so hold capacity of the cache."""
+        self.registering: dict[Hashable, Preparation] = {}
+        """{task: preparation} of the tasks that register functions and wait for a preparation."""
 
     def begin(self, owner: Hashable, resource: Resource) -> None:
         """Record that `owner` waits for `resource`; raise `DeadlockError` if it would in vain."""

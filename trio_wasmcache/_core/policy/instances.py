@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from attrs import Factory, define
-
 from ..config import ADAPTIVE, CacheConfig, PolicyName, SystemLimits
 from ..errors import CodeMemoryError
 from ..events import Evicted, Overgrown, Reason
@@ -50,68 +48,90 @@ PARKED = 64
 MAX_EXPIRED = 8
 
 
-@define
 class Step:
     """The work that a step of the policy leaves to the pool, each list in order."""
 
-    evicted: list[tuple[Instance, Evicted]] = Factory(list)
-    """Instances to close, each with its event for the log."""
-    unloaded: list[Module] = Factory(list)
-    """Modules whose code nothing uses any more."""
-    overgrown: list[tuple[FunctionRecord, Overgrown]] = Factory(list)
-    """Functions whose instances are not reset any more, each with its event for the log."""
-    woken: list[Request] = Factory(list)
-    """Requests that need not wait any longer; their `stage` and `error` tell why."""
+    __slots__ = ("evicted", "overgrown", "unloaded", "woken")
+
+    def __init__(self, woken: list[Request] | None = None) -> None:
+        self.evicted: list[tuple[Instance, Evicted]] = []
+        """Instances to close, each with its event for the log."""
+        self.unloaded: list[Module] = []
+        """Modules whose code nothing uses any more."""
+        self.overgrown: list[tuple[FunctionRecord, Overgrown]] = []
+        """Functions whose instances are not reset any more, each with its event for the log."""
+        self.woken: list[Request] = [] if woken is None else woken
+        """Requests that need not wait any longer; their `stage` and `error` tell why."""
 
     def __bool__(self) -> bool:
         return bool(self.evicted or self.unloaded or self.woken or self.overgrown)
 
 
-@define(eq=False)
 class Instances:
     """The instances of one cache."""
 
-    config: CacheConfig
-    system: SystemLimits = Factory(SystemLimits)
-    ledger: Ledger = Factory(
-        lambda self: Ledger(self.config.instance_stack_size, self.config.max_code_size),
-        takes_self=True,
+    __slots__ = (
+        "_altered",
+        "_drops",
+        "_numbers",
+        "_paired",
+        "_parked",
+        "book",
+        "config",
+        "entries",
+        "evictions",
+        "keep_alive",
+        "ledger",
+        "lru",
+        "mapping_limit",
+        "order",
+        "reservations",
+        "rests",
+        "running_limit",
+        "shrunk",
+        "space_limit",
+        "system",
+        "told",
     )
-    lru: LRU[Instance] = Factory(lambda: LRU[Instance]())
-    """Idle instances in order of last use, kept under every policy for the idle timeout."""
-    keep_alive: KeepAlive = Factory(lambda self: KeepAlive(self.config, self.lru), takes_self=True)
-    """When idle instances are due, while `idle_timeout` is "adaptive"."""
-    reservations: Reservations = Factory(Reservations)
-    """The bytes that groups have reserved."""
-    order: EvictionOrder = Factory(lambda self: self._order(self.config.policy), takes_self=True)
-    """The order of evictions for size, count, code and addresses, by `CacheConfig.policy`."""
-    told: EvictionOrder | None = Factory(lambda self: self._told(), takes_self=True)
-    """The same, if it must be told what happens; None under LRU without limits of groups, for
-    which the calls are saved."""
-    evictions: dict[Reason, int] = Factory(lambda: dict.fromkeys(Reason, 0))
-    entries: dict[Entry, None] = Factory(dict)
-    book: UseBook = Factory(UseBook)
-    running_limit: int = Factory(
-        lambda self: _number(self.config.max_running_size), takes_self=True
-    )
-    """`max_running_size`, as a number."""
-    space_limit: int = Factory(lambda self: self._space_limit(), takes_self=True)
-    """`max_address_space` (bytes), as a number."""
-    mapping_limit: int = Factory(lambda self: _number(self.system.mappings), takes_self=True)
-    """Number of mappings that instances and code may have together."""
-    shrunk: bool = False
-    """Whether the cache may be `crowded`: set only by `resize`, updated by `trim`."""
-    _parked: dict[tuple[FunctionRecord, GroupRecord], Entry] = Factory(dict)
-    """Vacant entries whose counts are not collected yet. Where nothing is kept, each acquire makes
-    an entry, and would otherwise collect the counts every time."""
-    rests: int = 0
-    """Number of times an instance became idle so far."""
-    _numbers: int = 0
-    _drops: int = 0
-    _altered: set[Instance] = Factory(set)
-    """Running instances that were loaded on a seat: not what last rested, whatever their size."""
-    _paired: set[Instance] = Factory(set)
-    """Instances of earlier modules for which one of optimized code stood in while they ran."""
+
+    def __init__(self, config: CacheConfig, system: SystemLimits | None = None) -> None:
+        self.config = config
+        self.system: SystemLimits = SystemLimits() if system is None else system
+        self.ledger: Ledger = Ledger(self.config.instance_stack_size, self.config.max_code_size)
+        self.lru = LRU[Instance]()
+        """Idle instances in order of last use, kept under every policy for the idle timeout."""
+        self.keep_alive: KeepAlive = KeepAlive(self.config, self.lru)
+        """When idle instances are due, while `idle_timeout` is "adaptive"."""
+        self.reservations = Reservations()
+        """The bytes that groups have reserved."""
+        self.order: EvictionOrder = self._order(self.config.policy)
+        """The order of evictions for size, count, code and addresses, by `CacheConfig.policy`."""
+        self.told: EvictionOrder | None = self._told()
+        """The same, if it must be told what happens; None under LRU without limits of groups, for
+        which the calls are saved."""
+        self.evictions: dict[Reason, int] = dict.fromkeys(Reason, 0)
+        self.entries: dict[Entry, None] = {}
+        self.book = UseBook()
+        self.running_limit: int = _number(self.config.max_running_size)
+        """`max_running_size`, as a number."""
+        self.space_limit: int = self._space_limit()
+        """`max_address_space` (bytes), as a number."""
+        self.mapping_limit: int = _number(self.system.mappings)
+        """Number of mappings that instances and code may have together."""
+        self.shrunk = False
+        """Whether the cache may be `crowded`: set only by `resize`, updated by `trim`."""
+        self._parked: dict[tuple[FunctionRecord, GroupRecord], Entry] = {}
+        """Vacant entries whose counts are not collected yet. Where nothing is kept, each acquire
+        makes an entry, and would otherwise collect the counts every time."""
+        self.rests = 0
+        """Number of times an instance became idle so far."""
+        self._numbers = 0
+        self._drops = 0
+        self._altered: set[Instance] = set()
+        """Running instances that were loaded on a seat: not what last rested, whatever their
+        size."""
+        self._paired: set[Instance] = set()
+        """Instances of earlier modules for which one of optimized code stood in while they ran."""
 
     # -- snapshots
 

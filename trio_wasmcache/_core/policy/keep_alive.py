@@ -30,8 +30,6 @@ from heapq import heapify, heappop, heappush
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, final
 
-from attrs import frozen
-
 from ..config import ADAPTIVE, CacheConfig
 from .idle_times import WEIGHT, IdleTimes, text_of
 from .lru import LRU
@@ -297,21 +295,33 @@ class KeepAlive:
 
 
 @final
-@frozen(eq=False)
 class KeepAliveCopy:
     """What was known at one moment. It does not change any more, and any thread may read it."""
 
-    everyone: str
-    """The first idle times of all functions."""
-    functions: Mapping[FunctionRecord, IdleTimes]
-    known: Sequence[IdleTimes]
-    parts: Sequence[Sequence[Any]]
-    """For each of `_PARTS`, the values of all `known`."""
-    gone: Sequence[tuple[IdleTimes, GroupRecord]]
-    last_used: Sequence[float]
-    closed: Collection[GroupRecord]
-    """Groups that were closed, of those in `gone`."""
-    due: Mapping[Instance, float]
+    __slots__ = ("closed", "due", "everyone", "functions", "gone", "known", "last_used", "parts")
+
+    def __init__(
+        self,
+        everyone: str,
+        functions: Mapping[FunctionRecord, IdleTimes],
+        known: Sequence[IdleTimes],
+        parts: Sequence[Sequence[Any]],
+        gone: Sequence[tuple[IdleTimes, GroupRecord]],
+        last_used: Sequence[float],
+        closed: Collection[GroupRecord],
+        due: Mapping[Instance, float],
+    ) -> None:
+        self.everyone = everyone
+        """The first idle times of all functions."""
+        self.functions = functions
+        self.known = known
+        self.parts = parts
+        """For each of `_PARTS`, the values of all `known`."""
+        self.gone = gone
+        self.last_used = last_used
+        self.closed = closed
+        """Groups that were closed, of those in `gone`."""
+        self.due = due
 
     def texts(self) -> dict[IdleTimes, str]:
         """Return all idle times as text."""

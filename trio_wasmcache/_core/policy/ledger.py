@@ -21,34 +21,46 @@ from __future__ import annotations
 
 import sys
 
-from attrs import Factory, define, field
-
 from .lru import LRU
 from .records import Instance, Module
 
 
-@define(eq=False)
 class Ledger:
     """Sums over instances and modules; every method is O(1)."""
 
-    stack_size: int
-    code_limit: int = sys.maxsize
-    """`max_code_size`; changed by `limit_code`."""
-    total_size: int = 0
-    running_size: int = 0
-    code_size: int = 0
-    address_space: int = 0
-    mappings: int = 0
-    instances: int = 0
-    running: int = 0
-    """Number of `instances` that are loading or running."""
-    loaded_modules: int = 0
-    evictable: LRU[Module] = Factory(lambda: LRU[Module]())
-    evictable_code: int = 0
-    most_running: int = field(init=False)
-    """Number of stacks that fit beside the loaded code, computed ahead for the hit."""
+    __slots__ = (
+        "address_space",
+        "code_limit",
+        "code_size",
+        "evictable",
+        "evictable_code",
+        "instances",
+        "loaded_modules",
+        "mappings",
+        "most_running",
+        "running",
+        "running_size",
+        "stack_size",
+        "total_size",
+    )
 
-    def __attrs_post_init__(self) -> None:
+    def __init__(self, stack_size: int, code_limit: int = sys.maxsize) -> None:
+        self.stack_size = stack_size
+        self.code_limit = code_limit
+        """`max_code_size`; changed by `limit_code`."""
+        self.total_size = 0
+        self.running_size = 0
+        self.code_size = 0
+        self.address_space = 0
+        self.mappings = 0
+        self.instances = 0
+        self.running = 0
+        """Number of `instances` that are loading or running."""
+        self.loaded_modules = 0
+        self.evictable = LRU[Module]()
+        self.evictable_code = 0
+        self.most_running: int
+        """Number of stacks that fit beside the loaded code, computed ahead for the hit."""
         self._reckon()
 
     def limit_code(self, limit: int) -> None:

@@ -43,8 +43,6 @@ from math import trunc
 from operator import attrgetter
 from typing import TYPE_CHECKING, final
 
-from attrs import Factory, define, frozen
-
 from ..config import ADAPTIVE, CacheConfig, SystemLimits
 from ..errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from ..events import Reason
@@ -90,46 +88,65 @@ _NO_ENTRY = Entry(FunctionRecord(FunctionKey("", ()), 0, Module("", 0)), GroupRe
 
 
 @final
-@frozen
 class Glance:
     """Counts of one moment; bytes of idle instances, and of code and stacks."""
 
-    idle: int
-    running: int
-    total_size: int
-    used: int
-    waiting: int
+    __slots__ = ("idle", "running", "total_size", "used", "waiting")
+
+    def __init__(self, idle: int, running: int, total_size: int, used: int, waiting: int) -> None:
+        self.idle = idle
+        self.running = running
+        self.total_size = total_size
+        self.used = used
+        self.waiting = waiting
 
 
-@define(eq=False)
 class Policy:
     """Decides for one cache. The only clock is `now` (seconds), an argument of each step."""
 
-    config: CacheConfig
-    system: SystemLimits = Factory(SystemLimits)
-    _instances: Instances = Factory(
-        lambda self: Instances(self.config, self.system), takes_self=True
+    __slots__ = (
+        "_calm",
+        "_epoch",
+        "_instances",
+        "_limits",
+        "_resting",
+        "_room",
+        "_spare",
+        "_turns",
+        "_waits",
+        "blocks",
+        "closed",
+        "config",
+        "hits",
+        "misses",
+        "seat_hits",
+        "system",
     )
-    _room: OrderedDict[Request, None] = Factory(OrderedDict)
-    _waits: Waits = Factory(Waits)
-    hits: int = 0
-    seat_hits: int = 0
-    """Number of hits for which an instance had to be loaded, on a seat."""
-    misses: int = 0
-    blocks: int = 0
-    closed: bool = False
-    _turns: int = 0
-    _spare: Request | None = None
-    """Ended requests of `hit`, which later hits use again: each refers to the next."""
-    _resting: Request | None = None
-    """Request of the lease that ended last, if it ended the short way, and its instance is not idle
-    in the books yet."""
-    _epoch: int = 0
-    """Number of steps that may have changed what `rest` looks at."""
-    _calm: int = -1
-    """The last epoch in which `pass_on` found that the cache as a whole does not hinder it."""
-    _limits: int = 0
-    """Number of the limits, counted by `resize`."""
+
+    def __init__(self, config: CacheConfig, system: SystemLimits | None = None) -> None:
+        self.config = config
+        self.system: SystemLimits = SystemLimits() if system is None else system
+        self._instances: Instances = Instances(self.config, self.system)
+        self._room: OrderedDict[Request, None] = OrderedDict()
+        self._waits = Waits()
+        self.hits = 0
+        self.seat_hits = 0
+        """Number of hits for which an instance had to be loaded, on a seat."""
+        self.misses = 0
+        self.blocks = 0
+        self.closed = False
+        self._turns = 0
+        self._spare: Request | None = None
+        """Ended requests of `hit`, which later hits use again: each refers to the next."""
+        self._resting: Request | None = None
+        """Request of the lease that ended last, if it ended the short way, and its instance is not
+        idle in the books yet."""
+        self._epoch = 0
+        """Number of steps that may have changed what `rest` looks at."""
+        self._calm = -1
+        """The last epoch in which `pass_on` found that the cache as a whole does not hinder it."""
+        self._limits = 0
+        """Number of the limits, counted by `resize`."""
 
     # -- the books
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
-from attrs import frozen
-
 from .lifecycle import IDLE
 from .lru import LRU
 from .order import Allowed, OrderCopy
@@ -161,7 +159,6 @@ def _by_rest(_: object, rest: int) -> int:
 
 
 @final
-@frozen
 class Nothing:
     """The copy of an order that remembers nothing."""
 

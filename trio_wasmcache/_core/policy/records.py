@@ -13,8 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, final
 
-from attrs import Factory, define, field, frozen
-
 from ..events import Reason
 from ..keys import FunctionKey
 from ..metrics.counters import UseStats
@@ -58,32 +56,57 @@ must be called again after that event.
 """
 
 
-@define(eq=False)
 class Module:
     """Compiled code that functions share. Loaded while `users` is not zero."""
 
-    digest: str
-    code_size: int
-    mappings: int = 0
-    """Memory mappings of the code, while it is loaded."""
-    load_seconds: float | None = None
-    """Seconds that loading the code has taken, a mean of the last few; None: not known yet."""
-    users: int = 0
-    """Number of its instances and seats, in any state."""
-    running: int = 0
-    """Number of those that are loading or running; the code is kept loaded while there are any."""
-    instances: dict[Instance, None] = field(factory=dict, repr=False)
-    """All instances and seats of the module; each knows whether it is idle."""
-    stopped: int = 0
-    """When a drop last left none of them running, or the last rest of one that was evicted: the
-    number of that rest, shifted by `DROPS` bits, and of the drop."""
-    code: Unloadable | None = None
-    """The code itself, of the pool; None where nothing runs, as in the log tool."""
-    number: int = 0
-    """Number of the module in the log."""
-    before: Any = field(default=None, repr=False)
-    after: Any = field(default=None, repr=False)
-    """Its neighbours among the evictable modules; see `lru`."""
+    __slots__ = (
+        "after",
+        "before",
+        "code",
+        "code_size",
+        "digest",
+        "instances",
+        "load_seconds",
+        "mappings",
+        "number",
+        "running",
+        "stopped",
+        "users",
+    )
+
+    def __init__(
+        self,
+        digest: str,
+        code_size: int,
+        mappings: int = 0,
+        load_seconds: float | None = None,
+        stopped: int = 0,
+        code: Unloadable | None = None,
+        number: int = 0,
+    ) -> None:
+        self.digest = digest
+        self.code_size = code_size
+        self.mappings = mappings
+        """Memory mappings of the code, while it is loaded."""
+        self.load_seconds = load_seconds
+        """Seconds that loading the code has taken, a mean of the last few; None: not known yet."""
+        self.users = 0
+        """Number of its instances and seats, in any state."""
+        self.running = 0
+        """Number of those that are loading or running; the code is kept loaded while there are
+        any."""
+        self.instances: dict[Instance, None] = {}
+        """All instances and seats of the module; each knows whether it is idle."""
+        self.stopped = stopped
+        """When a drop last left none of them running, or the last rest of one that was evicted: the
+        number of that rest, shifted by `DROPS` bits, and of the drop."""
+        self.code = code
+        """The code itself, of the pool; None where nothing runs, as in the log tool."""
+        self.number = number
+        """Number of the module in the log."""
+        self.before: Any = None
+        self.after: Any = None
+        """Its neighbours among the evictable modules; see `lru`."""
 
     @property
     def idle(self) -> list[Instance]:
@@ -107,66 +130,106 @@ class Module:
         self.code.unload()
 
 
-@frozen(eq=False)
 class Variant:
     """A second module of a function, of which its new instances are made while it is profiled."""
 
-    module: Module
-    reserved: tuple[int, int]
-    """Bytes of addresses, and number of mappings, of an instance of it."""
-    group: str | None = None
-    """Name of the group whose instances are made of it; None: those of all groups."""
+    __slots__ = ("group", "module", "reserved")
+
+    def __init__(self, module: Module, reserved: tuple[int, int], group: str | None = None) -> None:
+        self.module = module
+        self.reserved = reserved
+        """Bytes of addresses, and number of mappings, of an instance of it."""
+        self.group = group
+        """Name of the group whose instances are made of it; None: those of all groups."""
 
     def serves(self, group: GroupRecord) -> bool:
         """Return whether new instances in a group are made of it."""
         return self.group is None or self.group == group.name
 
 
-@define(eq=False)
 class FunctionRecord:
     """One generation of a function, from 1 on; `retired` once it is removed or replaced."""
 
-    key: FunctionKey
-    generation: int
-    module: Module
-    concurrency: int = 1
-    worst_size: int = 0
-    """Bytes that one instance of it may touch at most."""
-    address_space: int = 0
-    """Bytes of addresses that a new instance of it reserves."""
-    mappings: int = 0
-    """Number of memory mappings of a new instance of it."""
-    isolation: str = ""
-    """Isolation that was asked for; for the log only."""
-    load_seconds: float | None = None
-    """Seconds that making an instance has taken while the code was loaded, a mean of the last few;
-    None: not known yet."""
-    retired: bool = False
-    successor: FunctionRecord | None = None
-    entries: dict[GroupRecord, Entry] = Factory(dict)
-    warned_oversized: bool = False
-    burnt: int = 0
-    """Units of fuel of its calls that are no longer in `uses` of one of its entries."""
-    resets: Resets | None = None
-    """Whether resets of its instances pay; None if they are not reset, or not any more."""
-    earlier: Module | None = None
-    """Module of which instances were made before the function was promoted; None: it was not."""
-    earlier_reserved: tuple[int, int] = (0, 0)
-    """Bytes of addresses, and number of mappings, of an instance of that."""
-    variant: Variant | None = None
-    """Module of which new instances are made at the moment, as it is profiled; None: it is not."""
-    definition: object = None
-    """The pool's description of the function."""
-    fits: int = -1
-    """Number of the limits, counted by `resize`, under which an empty cache can run it, as far as
-    `acquire` has looked."""
-    names: dict[str, Any] = field(init=False)
-    """The fields by which events and items of snapshots name it."""
+    __slots__ = (
+        "__weakref__",
+        "address_space",
+        "burnt",
+        "concurrency",
+        "definition",
+        "earlier",
+        "earlier_reserved",
+        "entries",
+        "fits",
+        "generation",
+        "isolation",
+        "key",
+        "load_seconds",
+        "mappings",
+        "module",
+        "names",
+        "resets",
+        "retired",
+        "successor",
+        "variant",
+        "warned_oversized",
+        "worst_size",
+    )
 
-    @names.default
-    def _names(self) -> dict[str, Any]:
-        key = self.key
-        return {"function": key.name, "arg_types": key.arg_types, "generation": self.generation}
+    def __init__(
+        self,
+        key: FunctionKey,
+        generation: int,
+        module: Module,
+        concurrency: int = 1,
+        worst_size: int = 0,
+        address_space: int = 0,
+        mappings: int = 0,
+        isolation: str = "",
+        load_seconds: float | None = None,
+        retired: bool = False,
+    ) -> None:
+        self.key = key
+        self.generation = generation
+        self.module = module
+        self.concurrency = concurrency
+        self.worst_size = worst_size
+        """Bytes that one instance of it may touch at most."""
+        self.address_space = address_space
+        """Bytes of addresses that a new instance of it reserves."""
+        self.mappings = mappings
+        """Number of memory mappings of a new instance of it."""
+        self.isolation = isolation
+        """Isolation that was asked for; for the log only."""
+        self.load_seconds = load_seconds
+        """Seconds that making an instance has taken while the code was loaded, a mean of the last
+        few; None: not known yet."""
+        self.retired = retired
+        self.successor: FunctionRecord | None = None
+        self.entries: dict[GroupRecord, Entry] = {}
+        self.warned_oversized = False
+        self.burnt = 0
+        """Units of fuel of its calls that are no longer in `uses` of one of its entries."""
+        self.resets: Resets | None = None
+        """Whether resets of its instances pay; None if they are not reset, or not any more."""
+        self.earlier: Module | None = None
+        """Module of which instances were made before the function was promoted; None: it was
+        not."""
+        self.earlier_reserved: tuple[int, int] = (0, 0)
+        """Bytes of addresses, and number of mappings, of an instance of that."""
+        self.variant: Variant | None = None
+        """Module of which new instances are made at the moment, as it is profiled; None: it is
+        not."""
+        self.definition: object = None
+        """The pool's description of the function."""
+        self.fits = -1
+        """Number of the limits, counted by `resize`, under which an empty cache can run it, as far
+        as `acquire` has looked."""
+        self.names: dict[str, Any] = {
+            "function": key.name,
+            "arg_types": key.arg_types,
+            "generation": generation,
+        }
+        """The fields by which events and items of snapshots name it."""
 
     def define(self, definition: object) -> None:
         """Keep what the pool knows of it."""
@@ -228,48 +291,74 @@ class FunctionRecord:
         return None if function.retired else function
 
 
-@define(eq=False)
 class TokenBook:
     """Holders of the tokens of a group, for the detection of deadlocks."""
 
-    owners: dict[Hashable, int] = Factory(dict)  # {task: leases that share its token}
-    strangers: Callable[[], bool] = field(default=lambda: False)
-    """Returns whether a token is held by anything else: a task to which one was granted but which
-    has not run since, or any other use the application makes of the limiter."""
+    __slots__ = ("owners", "strangers")
+
+    def __init__(
+        self,
+        owners: dict[Hashable, int] | None = None,
+        strangers: Callable[[], bool] = lambda: False,
+    ) -> None:
+        # {task: leases that share its token}
+        self.owners: dict[Hashable, int] = {} if owners is None else owners
+        self.strangers = strangers
+        """Returns whether a token is held by anything else: a task to which one was granted but
+        which has not run since, or any other use the application makes of the limiter."""
 
 
-@define(eq=False)
 class Preparation:
     """A guest that is prepared, for which tasks wait that register functions."""
 
-    what: str
-    """The function that is registered, for messages."""
-    owner: Hashable = None
-    """The task that prepares it: the owner of its request; None before it has asked for
-    capacity."""
+    __slots__ = ("owner", "what")
+
+    def __init__(self, what: str, owner: Hashable = None) -> None:
+        self.what = what
+        """The function that is registered, for messages."""
+        self.owner = owner
+        """The task that prepares it: the owner of its request; None before it has asked for
+        capacity."""
 
 
-@define(eq=False)
 class GroupRecord:
     """A scheduling group, as seen by the policy."""
 
-    name: str
-    max_size: int | None = None
-    """Bytes of its idle instances together, at most; None: only the cache's limit."""
-    reserved_size: int = 0
-    """Bytes of its idle instances that others' need does not evict."""
-    idle_size: int = 0
-    """Bytes of its idle instances together; only the ledger, and the short way of a hit, change
-    it."""
-    room: int = field(init=False)
-    """Bytes that `idle_size` may become; below 0 once the group is closed."""
-    closed: bool = False
-    gone: bool = False
-    """Whether it was closed while the cache stayed open."""
-    entries: dict[Entry, None] = Factory(dict)
-    tokens: TokenBook = Factory(TokenBook)
+    __slots__ = (
+        "__weakref__",
+        "closed",
+        "entries",
+        "gone",
+        "idle_size",
+        "max_size",
+        "name",
+        "reserved_size",
+        "room",
+        "tokens",
+    )
 
-    def __attrs_post_init__(self) -> None:
+    def __init__(
+        self,
+        name: str,
+        max_size: int | None = None,
+        reserved_size: int = 0,
+        tokens: TokenBook | None = None,
+    ) -> None:
+        self.name = name
+        self.max_size = max_size
+        """Bytes of its idle instances together, at most; None: only the cache's limit."""
+        self.reserved_size = reserved_size
+        """Bytes of its idle instances that others' need does not evict."""
+        self.idle_size = 0
+        """Bytes of its idle instances together; only the ledger, and the short way of a hit, change
+        it."""
+        self.room: int
+        """Bytes that `idle_size` may become; below 0 once the group is closed."""
+        self.closed = False
+        self.gone = False
+        """Whether it was closed while the cache stayed open."""
+        self.entries: dict[Entry, None] = {}
+        self.tokens: TokenBook = TokenBook() if tokens is None else tokens
         self.limit(self.max_size, self.reserved_size)
 
     def limit(self, max_size: int | None, reserved_size: int) -> None:
@@ -287,19 +376,20 @@ class GroupRecord:
 
 
 @final
-@frozen
 class Need:
     """Whose need an eviction serves."""
 
-    key: FunctionKey
-    """Key of the function."""
-    group: GroupRecord
-    """The group in which it is used."""
-    number: int | None = None
-    """Number of the request in the log, if it is one that is logged."""
+    __slots__ = ("group", "key", "number")
+
+    def __init__(self, key: FunctionKey, group: GroupRecord, number: int | None = None) -> None:
+        self.key = key
+        """Key of the function."""
+        self.group = group
+        """The group in which it is used."""
+        self.number = number
+        """Number of the request in the log, if it is one that is logged."""
 
 
-@define(eq=False, weakref_slot=False)
 class Entry:
     """One function in one group: its instances, and the requests for them.
 
@@ -307,18 +397,27 @@ class Entry:
     capacity, loads, or runs holds one. Idle instances are unclaimed.
     """
 
-    function: FunctionRecord
-    group: GroupRecord
-    live: int = 0
-    """Number of instances that are loading, running or idle."""
-    idle: list[Instance] = Factory(list)
-    """Idle instances and seats, the most recently used last."""
-    waiting: OrderedDict[Request, None] = NO_LINE
-    """Requests that wait for an instance, in order: any may leave, at the same cost."""
-    claims: dict[Request, None] = Factory(dict)
-    last_used: float | None = None
-    uses: UseStats = Factory(UseStats)
-    """Uses since it was made, or since all statistics were reset."""
+    __slots__ = ("claims", "function", "group", "idle", "last_used", "live", "uses", "waiting")
+
+    def __init__(
+        self,
+        function: FunctionRecord,
+        group: GroupRecord,
+        live: int = 0,
+        idle: list[Instance] | None = None,
+    ) -> None:
+        self.function = function
+        self.group = group
+        self.live = live
+        """Number of instances that are loading, running or idle."""
+        self.idle: list[Instance] = [] if idle is None else idle
+        """Idle instances and seats, the most recently used last."""
+        self.waiting: OrderedDict[Request, None] = NO_LINE
+        """Requests that wait for an instance, in order: any may leave, at the same cost."""
+        self.claims: dict[Request, None] = {}
+        self.last_used: float | None = None
+        self.uses = UseStats()
+        """Uses since it was made, or since all statistics were reset."""
 
     @property
     def need(self) -> Need:
@@ -351,42 +450,72 @@ class Entry:
         return not (self.live or self.waiting or self.claims)
 
 
-@define(eq=False, weakref_slot=False)
 class Instance:
     """One instance, or one seat. Its `entry` and its `module` never change."""
 
-    number: int
-    entry: Entry
-    created_at: float
-    state: State = State.ABSENT
-    size: int = 0
-    address_space: int = 0
-    """Bytes of addresses that it reserves (a seat: 0); only the ledger changes it."""
-    mappings: int = 0
-    """Number of its memory mappings; only the ledger changes it."""
-    last_used: float = 0.0
-    resting_size: int = 0
-    """Size (bytes) with which a hit may rest the short way; -1: with none, as the policy must be
-    told."""
-    rested: int = 0
-    """Sequence number, assigned each time the instance becomes idle."""
-    uses: int = 0
-    uses_before: int = 0
-    """Value of `uses` when it was loaded last."""
-    bound: Closable | None = None
-    """The loaded instance, ready for calls; None for a seat."""
-    ready: bool | None = False
-    """Whether a hit can use `bound` without preparation; None: it can, but its next hit has to take
-    the long way, as it has aged (see `keep_alive`)."""
-    loads_module: bool = False
-    """Whether its module had to be loaded when it began to load."""
-    seat: bool = False
-    """Whether it is a seat: nothing native is left, and a lease has to load it again."""
-    before: Any = field(default=None, repr=False)
-    after: Any = field(default=None, repr=False)
-    """Its neighbours in the order of last use, while it is idle: see `lru`."""
-    module: Module = Factory(lambda self: self.entry.module, takes_self=True)
-    """Module of which it is made."""
+    __slots__ = (
+        "address_space",
+        "after",
+        "before",
+        "bound",
+        "created_at",
+        "entry",
+        "last_used",
+        "loads_module",
+        "mappings",
+        "module",
+        "number",
+        "ready",
+        "rested",
+        "resting_size",
+        "seat",
+        "size",
+        "state",
+        "uses",
+        "uses_before",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        entry: Entry,
+        created_at: float,
+        state: State = State.ABSENT,
+        size: int = 0,
+        module: Module | None = None,
+    ) -> None:
+        self.number = number
+        self.entry = entry
+        self.created_at = created_at
+        self.state = state
+        self.size = size
+        self.address_space = 0
+        """Bytes of addresses that it reserves (a seat: 0); only the ledger changes it."""
+        self.mappings = 0
+        """Number of its memory mappings; only the ledger changes it."""
+        self.last_used = 0.0
+        self.resting_size = 0
+        """Size (bytes) with which a hit may rest the short way; -1: with none, as the policy must
+        be told."""
+        self.rested = 0
+        """Sequence number, assigned each time the instance becomes idle."""
+        self.uses = 0
+        self.uses_before = 0
+        """Value of `uses` when it was loaded last."""
+        self.bound: Closable | None = None
+        """The loaded instance, ready for calls; None for a seat."""
+        self.ready: bool | None = False
+        """Whether a hit can use `bound` without preparation; None: it can, but its next hit has to
+        take the long way, as it has aged (see `keep_alive`)."""
+        self.loads_module = False
+        """Whether its module had to be loaded when it began to load."""
+        self.seat = False
+        """Whether it is a seat: nothing native is left, and a lease has to load it again."""
+        self.before: Any = None
+        self.after: Any = None
+        """Its neighbours in the order of last use, while it is idle: see `lru`."""
+        self.module: Module = self.entry.module if module is None else module
+        """Module of which it is made."""
 
     @property
     def outdated(self) -> bool:
@@ -469,43 +598,79 @@ class Stage(enum.Enum):
 NEW, GRANTED, ENDED = Stage.NEW, Stage.GRANTED, Stage.ENDED
 
 
-@define(eq=False, weakref_slot=False)
 class Request:
     """One acquire, from its first step to its recycle."""
 
-    entry: Entry
-    owner: Hashable
-    """The task that waits for or holds its instance. Once the block of the lease has ended: the
-    task that still has a call of it under way, and need not have a token."""
-    warm: bool = False
-    """Whether to load another instance even if one is idle, and leave it idle: `cache.warm`."""
-    turn: int = 0
-    """Sequence number among requests that were not served at once, in order of arrival."""
-    stage: Stage = Stage.NEW
-    instance: Instance | None = None
-    hit: bool = False
-    blocked: bool = False
-    since: float = 0.0
-    """Time of the request, if it had to wait; once granted, time of the grant (seconds)."""
-    error: Exception | None = field(default=None)
-    """Reason of a failed end; `RequestClosed` where a group or the cache was closed."""
-    asleep: bool = False
-    """Whether its task sleeps until it is woken; the policy does not use it."""
-    give_up: GiveUp | None = None
-    """Callback that revokes the grant; None once the lease has ended."""
-    handed_over: bool = False
-    """Whether the block of its lease has ended while a call of it continues."""
-    plain: bool = False
-    """Whether its lease can end the short way, unless something unusual happens; see
-    `Policy.rest`."""
-    reused: bool = False
-    """Whether a later hit uses it again, once its lease has ended the short way."""
-    epoch: int = -1
-    """Number of the steps of the policy before a hit was granted, or rested; see `Policy.rest`."""
-    number: int | None = None
-    """Number in the log, of an acquire that is logged; for the events of evictions only."""
-    spare: Request | None = field(default=None, repr=False)
-    """While it is a spare request itself: the next one. See `Policy.hit`."""
+    __slots__ = (
+        "asleep",
+        "blocked",
+        "entry",
+        "epoch",
+        "error",
+        "give_up",
+        "handed_over",
+        "hit",
+        "instance",
+        "number",
+        "owner",
+        "plain",
+        "reused",
+        "since",
+        "spare",
+        "stage",
+        "turn",
+        "warm",
+    )
+
+    def __init__(
+        self,
+        entry: Entry,
+        owner: Hashable,
+        warm: bool = False,
+        turn: int = 0,
+        stage: Stage = Stage.NEW,
+        instance: Instance | None = None,
+        hit: bool = False,
+        blocked: bool = False,
+        since: float = 0.0,
+        give_up: GiveUp | None = None,
+        handed_over: bool = False,
+        number: int | None = None,
+    ) -> None:
+        self.entry = entry
+        self.owner = owner
+        """The task that waits for or holds its instance. Once the block of the lease has ended: the
+        task that still has a call of it under way, and need not have a token."""
+        self.warm = warm
+        """Whether to load another instance even if one is idle, and leave it idle: `cache.warm`."""
+        self.turn = turn
+        """Sequence number among requests that were not served at once, in order of arrival."""
+        self.stage = stage
+        self.instance = instance
+        self.hit = hit
+        self.blocked = blocked
+        self.since = since
+        """Time of the request, if it had to wait; once granted, time of the grant (seconds)."""
+        self.error: Exception | None = None
+        """Reason of a failed end; `RequestClosed` where a group or the cache was closed."""
+        self.asleep = False
+        """Whether its task sleeps until it is woken; the policy does not use it."""
+        self.give_up = give_up
+        """Callback that revokes the grant; None once the lease has ended."""
+        self.handed_over = handed_over
+        """Whether the block of its lease has ended while a call of it continues."""
+        self.plain = False
+        """Whether its lease can end the short way, unless something unusual happens; see
+        `Policy.rest`."""
+        self.reused = False
+        """Whether a later hit uses it again, once its lease has ended the short way."""
+        self.epoch = -1
+        """Number of the steps of the policy before a hit was granted, or rested; see
+        `Policy.rest`."""
+        self.number = number
+        """Number in the log, of an acquire that is logged; for the events of evictions only."""
+        self.spare: Request | None = None
+        """While it is a spare request itself: the next one. See `Policy.hit`."""
 
     @property
     def need(self) -> Need:

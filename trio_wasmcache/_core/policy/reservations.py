@@ -15,8 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from attrs import Factory, define, frozen
-
 from .records import GroupRecord, Instance, Module
 
 # Above the sum of any sizes and limits, which may be arbitrarily large ints.
@@ -24,20 +22,29 @@ NO_LIMIT = 1 << 4096
 
 
 @final
-@frozen
 class Among:
     """Idle instances among which the next one to be evicted is looked for."""
 
-    spare: bool = False
-    """Whether to leave out those that a reservation needs."""
-    borrowed: bool = False
-    """Whether to leave out groups that have no more than they have reserved."""
-    freely: GroupRecord | None = None
-    """A group of which any may go."""
-    without: GroupRecord | None = None
-    """A group of which none may go."""
-    only: GroupRecord | None = None
-    """The only group of which any may go; None: all groups."""
+    __slots__ = ("borrowed", "freely", "only", "spare", "without")
+
+    def __init__(
+        self,
+        spare: bool = False,
+        borrowed: bool = False,
+        freely: GroupRecord | None = None,
+        without: GroupRecord | None = None,
+        only: GroupRecord | None = None,
+    ) -> None:
+        self.spare = spare
+        """Whether to leave out those that a reservation needs."""
+        self.borrowed = borrowed
+        """Whether to leave out groups that have no more than they have reserved."""
+        self.freely = freely
+        """A group of which any may go."""
+        self.without = without
+        """A group of which none may go."""
+        self.only = only
+        """The only group of which any may go; None: all groups."""
 
     def most(self, group: GroupRecord) -> int:
         """Return the size of the largest instance of a group that may go; below 0 if none may."""
@@ -66,19 +73,21 @@ ANY: Passes = (EVERY,)
 
 
 @final
-@define(eq=False)
 class Reservations:
     """The groups of one cache that have bytes reserved, and what their instances take.
 
     `entered` and `left` are called only once a group has limits.
     """
 
-    groups: dict[GroupRecord, None] = Factory(dict)
-    """Those with reserved bytes."""
-    limits: bool = False
-    """Whether any group ever had reserved bytes, or a `max_size`."""
-    _sizes: dict[Instance, int] = Factory(dict)  # of those groups, as they last rested
-    _shares: dict[Module, dict[GroupRecord, list[int]]] = Factory(dict)  # [number, bytes]
+    __slots__ = ("_shares", "_sizes", "groups", "limits")
+
+    def __init__(self) -> None:
+        self.groups: dict[GroupRecord, None] = {}
+        """Those with reserved bytes."""
+        self.limits = False
+        """Whether any group ever had reserved bytes, or a `max_size`."""
+        self._sizes: dict[Instance, int] = {}  # of those groups, as they last rested
+        self._shares: dict[Module, dict[GroupRecord, list[int]]] = {}  # [number, bytes]
 
     def note(self, group: GroupRecord) -> bool:
         """Note that the limits of `group` are new, were changed, or end as the group closes.

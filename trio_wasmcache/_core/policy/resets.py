@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from typing import Final, final
 
-from attrs import define
-
 CLEAN_WORTH: Final = 3
 """Number of leases that must grow to cost as much as one reset saves. Preparing an instance takes a
 quarter to a third of what making it takes, which a reset saves."""
@@ -24,18 +22,20 @@ GIVE_UP_AT: Final = 12
 
 
 @final
-@define(eq=False)
 class Resets:
     """How often instances of one function have grown, while they are reset between leases."""
 
-    leases: int = 0
-    """Number of leases of the instances that have grown, up to their growth."""
-    growths: int = 0
-    """Number of instances that have grown."""
-    size: int = 0
-    """Size (bytes) of the largest of these."""
-    balance: int = 0
-    """Growths, less what resets have saved since; never below 0."""
+    __slots__ = ("balance", "growths", "leases", "size")
+
+    def __init__(self, leases: int = 0) -> None:
+        self.leases = leases
+        """Number of leases of the instances that have grown, up to their growth."""
+        self.growths = 0
+        """Number of instances that have grown."""
+        self.size = 0
+        """Size (bytes) of the largest of these."""
+        self.balance = 0
+        """Growths, less what resets have saved since; never below 0."""
 
     def as_text(self) -> str:
         """Return all counts, for a snapshot."""

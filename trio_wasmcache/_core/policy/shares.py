@@ -17,8 +17,6 @@ import math
 from collections import deque
 from typing import Generic, TypeVar
 
-from attrs import Factory, define
-
 from .cpu_budget import CpuBudget
 
 T = TypeVar("T")
@@ -34,26 +32,28 @@ PASS_FUEL = 20_000
 FUEL_PER_SECOND = 2000 * BURST_FUEL
 
 
-@define(eq=False)
 class Share:
     """A group's part of the CPU."""
 
-    shares: int
-    virtual_time: float = 0.0
-    """Units of fuel per share."""
+    __slots__ = ("active", "budget", "burst", "burst_from", "left", "shares", "virtual_time")
 
-    active: int = 0
-    """Number of its calls that take turns, in any queue, and do not wait for a host function. The
-    group is away only while there are none."""
-    left: float = -math.inf
-    """Number of turns begun when the last of these calls ended; a new group was always away."""
-    burst: int = 0
-    """Fuel of its calls since its last turn of the loop, and what they cost beside it; see
-    `BURST_FUEL`."""
-    burst_from: float = 0.0
-    """The virtual time at which that was 0."""
-    budget: CpuBudget | None = None
-    """The group's CPU time, if that has a limit."""
+    def __init__(self, shares: int) -> None:
+        self.shares = shares
+        self.virtual_time = 0.0
+        """Units of fuel per share."""
+
+        self.active = 0
+        """Number of its calls that take turns, in any queue, and do not wait for a host function.
+        The group is away only while there are none."""
+        self.left = -math.inf
+        """Number of turns begun when the last of these calls ended; a new group was always away."""
+        self.burst = 0
+        """Fuel of its calls since its last turn of the loop, and what they cost beside it; see
+        `BURST_FUEL`."""
+        self.burst_from = 0.0
+        """The virtual time at which that was 0."""
+        self.budget: CpuBudget | None = None
+        """The group's CPU time, if that has a limit."""
 
     def arrive(self) -> None:
         """Count one more call that takes turns."""
@@ -108,15 +108,17 @@ class Share:
             self.burst += fuel
 
 
-@define(eq=False)
 class FairQueue(Generic[T]):
     """The queue for turns on one resource that serves one holder at a time."""
 
-    turns: int = 0
-    """Number of turns begun so far."""
-    now: float = 0.0
-    """The present virtual time: that of the group whose turn began last."""
-    _lines: dict[Share, deque[T]] = Factory(dict)
+    __slots__ = ("_lines", "now", "turns")
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.turns = 0
+        """Number of turns begun so far."""
+        self.now = now
+        """The present virtual time: that of the group whose turn began last."""
+        self._lines: dict[Share, deque[T]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))

@@ -13,8 +13,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from attrs import frozen
-
 from ..config import MiB
 from .encoding import name_bytes, section as section_bytes, uleb
 from .types import HEADER, SECTION_LIMIT
@@ -43,14 +41,16 @@ _NAME_LIMIT = 40
 _LEVEL = 1
 
 
-@frozen
 class CustomSection:
     """The position of a custom section: ``wasm[begin:end]``, its content ``wasm[start:end]``."""
 
-    name: str
-    begin: int
-    start: int
-    end: int
+    __slots__ = ("begin", "end", "name", "start")
+
+    def __init__(self, name: str, begin: int, start: int, end: int) -> None:
+        self.name = name
+        self.begin = begin
+        self.start = start
+        self.end = end
 
 
 def find_custom_sections(wasm: bytes) -> list[CustomSection]:
@@ -224,11 +224,13 @@ def _veil_functions(names: bytes, breathe: Callable[[], object]) -> bytes:
     return uleb(count) + b"".join(pieces)
 
 
-@frozen
 class DebugSections:
     """The `.debug_*` sections of a module, compressed."""
 
-    _sections: dict[str, tuple[int, bytes]]  # {name: (bytes as given, compressed)}
+    __slots__ = ("_sections",)
+
+    def __init__(self, sections: dict[str, tuple[int, bytes]]) -> None:
+        self._sections = sections  # {name: (bytes as given, compressed)}
 
     @property
     def size(self) -> int:

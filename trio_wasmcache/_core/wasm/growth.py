@@ -22,8 +22,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from attrs import field, frozen
-
 from ..config import WASM_PAGE
 from .admission import Edits
 from .bulk import BURN_TYPE, burn_body, charged_body, charged_inline, charged_type, split
@@ -43,16 +41,18 @@ _NOTE: Final = b"\x7e\x01\x42\x00\x0b"
 _GLOBAL_KIND: Final = b"\3"
 
 
-@frozen
 class Note:
     """The note of a memory, and which refusals are the cache's."""
 
-    memory: int
-    """Index of the memory."""
-    limit: int
-    """Largest size that the cache allows (bytes)."""
-    maximum: int
-    """Largest size that the module itself, or its addresses, allow (bytes)."""
+    __slots__ = ("limit", "maximum", "memory")
+
+    def __init__(self, memory: int, limit: int, maximum: int) -> None:
+        self.memory = memory
+        """Index of the memory."""
+        self.limit = limit
+        """Largest size that the cache allows (bytes)."""
+        self.maximum = maximum
+        """Largest size that the module itself, or its addresses, allow (bytes)."""
 
     def refused(self, asked: int, size: int) -> int | None:
         """Return the bytes that were refused because of `limit`; None if they were not.
@@ -85,15 +85,23 @@ def notes_of(info: ModuleInfo, edits: Edits) -> tuple[Note, ...]:
     return tuple(notes)
 
 
-@frozen
 class CodeOffsets:
     """Maps offsets in a compiled module to those in the module as it was given."""
 
-    functions: float = math.inf
-    """Number of functions of the module as it was given; those that were added are behind them."""
-    _starts: tuple[int, ...] = (0,)
-    _shifts: tuple[int, ...] = field(default=(0,))
-    """Bytes to add to an offset from each of `_starts` on."""
+    __slots__ = ("_shifts", "_starts", "functions")
+
+    def __init__(
+        self,
+        functions: float = math.inf,
+        starts: tuple[int, ...] = (0,),
+        shifts: tuple[int, ...] = (0,),
+    ) -> None:
+        self.functions = functions
+        """Number of functions of the module as it was given; those that were added are behind
+        them."""
+        self._starts = starts
+        self._shifts = shifts
+        """Bytes to add to an offset from each of `_starts` on."""
 
     def given(self, offset: int) -> int:
         """Return the offset in the module as it was given."""

@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NoReturn
 
-import attrs
-
 from .custom import custom_size, find_custom_sections
 from .formats import foreign
 from .height import HEIGHT_FROM, HEIGHT_LIMIT, RUN_STEPS, Heights
@@ -109,21 +107,31 @@ def find_global_gets(
     return found
 
 
-@attrs.define
 class Cursor:
     """A position in the bytes; nothing reads beyond `end`, the end of the section."""
 
-    data: bytes
-    at: int
-    end: int
-    begin: int = 0
-    """Where the last number, name or byte began; errors report this position."""
-    breathe: Callable[[], object] = lambda: None
-    steps: int = 0
-    """Number of steps taken so far; see `STEPS`."""
-    _size: int | None = None
-    gets: list[tuple[int, int, int]] | None = None
-    """Where each `global.get` in a constant begins and ends, and its global; None: nobody asks."""
+    __slots__ = ("_size", "at", "begin", "breathe", "data", "end", "gets", "steps")
+
+    def __init__(
+        self,
+        data: bytes,
+        at: int,
+        end: int,
+        breathe: Callable[[], object] = lambda: None,
+        size: int | None = None,
+    ) -> None:
+        self.data = data
+        self.at = at
+        self.end = end
+        self.begin = 0
+        """Where the last number, name or byte began; errors report this position."""
+        self.breathe = breathe
+        self.steps = 0
+        """Number of steps taken so far; see `STEPS`."""
+        self._size = size
+        self.gets: list[tuple[int, int, int]] | None = None
+        """Where each `global.get` in a constant begins and ends, and its global; None: nobody
+        asks."""
 
     @property
     def size(self) -> int:

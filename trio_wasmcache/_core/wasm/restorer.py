@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import attrs
-
 from ..integers import signed
 from .editor import encode_module, sleb, uleb
 from .growth import NOTE_TYPE
@@ -32,15 +30,19 @@ _ZEROS: Final = {
 }
 
 
-@attrs.frozen
 class Restorer:
     """A restorer module, and its imports."""
 
-    wasm: bytes
-    imports: tuple[tuple[int, str, int], ...]
-    """(number of the module, kind, index there); an import's name is its position here."""
-    elements: int
-    """Number of elements of its tables together."""
+    __slots__ = ("elements", "imports", "wasm")
+
+    def __init__(
+        self, wasm: bytes, imports: tuple[tuple[int, str, int], ...], elements: int
+    ) -> None:
+        self.wasm = wasm
+        self.imports = imports
+        """(number of the module, kind, index there); an import's name is its position here."""
+        self.elements = elements
+        """Number of elements of its tables together."""
 
 
 def restorer(*infos: ModuleInfo, notes: Sequence[int] = ()) -> Restorer | None:

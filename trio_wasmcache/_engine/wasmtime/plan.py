@@ -39,55 +39,91 @@ Patch = tuple[int, bytes]
 """Where in a memory, and what."""
 
 
-@frozen
 class PartPlan:
     """What every instance of a graph needs to know of one part."""
 
-    name: str
-    plan: Plan
-    """What it exports."""
-    takes: bool
-    """Whether it imports something from another part; its imports then have the names that
-    `compiled_imports` gives."""
-    gives: bytes
-    """Module name by which later parts import from it; empty if none does."""
-    hosts: tuple[tuple[str, str, int], ...]
-    """Module, name and index of each import that is a host function."""
-    starts: bool
-    """Whether it has a start function."""
-    generated: bool
-    """Whether it is none of the user's."""
-    weight: int
-    """Imports, exports and KiB of data: how long it takes to instantiate, in some microseconds."""
-    tables: tuple[tuple[int, int, int], ...]
-    """(index of a table that it imports from another part, number of the part that defines it,
-    number of the table among those of that part)."""
+    __slots__ = (
+        "generated",
+        "gives",
+        "hosts",
+        "name",
+        "plan",
+        "starts",
+        "tables",
+        "takes",
+        "weight",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        takes: bool,
+        gives: bytes,
+        hosts: tuple[tuple[str, str, int], ...],
+        starts: bool,
+        generated: bool,
+        weight: int,
+        tables: tuple[tuple[int, int, int], ...],
+    ) -> None:
+        self.name = name
+        self.plan = plan
+        """What it exports."""
+        self.takes = takes
+        """Whether it imports something from another part; its imports then have the names that
+        `compiled_imports` gives."""
+        self.gives = gives
+        """Module name by which later parts import from it; empty if none does."""
+        self.hosts = hosts
+        """Module, name and index of each import that is a host function."""
+        self.starts = starts
+        """Whether it has a start function."""
+        self.generated = generated
+        """Whether it is none of the user's."""
+        self.weight = weight
+        """Imports, exports and KiB of data: how long it takes to instantiate, in some
+        microseconds."""
+        self.tables = tables
+        """(index of a table that it imports from another part, number of the part that defines it,
+        number of the table among those of that part)."""
 
 
-@frozen
 class ObservedPlan:
     """What is exported of a module so that the state of its instances can be read, by name."""
 
-    memories: tuple[str, ...]
-    """Of its own, in order."""
-    tables: tuple[tuple[str, str], ...]
-    """Export name and type of elements of each of its own, in order."""
-    globals: tuple[tuple[int, str, str], ...]
-    """Index, export name and value type of its own that are mutable."""
-    functions: tuple[tuple[int, str], ...]
-    """Index and export name of those to which it can refer."""
-    probes: tuple[tuple[str, int, str], ...]
-    """Kind and index of segments, and export name of a function that traps if it was dropped."""
+    __slots__ = ("functions", "globals", "memories", "probes", "tables")
+
+    def __init__(
+        self,
+        memories: tuple[str, ...],
+        tables: tuple[tuple[str, str], ...],
+        globals: tuple[tuple[int, str, str], ...],
+        functions: tuple[tuple[int, str], ...],
+        probes: tuple[tuple[str, int, str], ...],
+    ) -> None:
+        self.memories = memories
+        """Of its own, in order."""
+        self.tables = tables
+        """Export name and type of elements of each of its own, in order."""
+        self.globals = globals
+        """Index, export name and value type of its own that are mutable."""
+        self.functions = functions
+        """Index and export name of those to which it can refer."""
+        self.probes = probes
+        """Kind and index of segments, and export name of a function that traps if it was
+        dropped."""
 
 
-@frozen
 class DumpedPlan:
     """The memories and globals of a module, for dumps of its instances."""
 
-    memories: tuple[str, ...]
-    """Export name of each memory, imported ones first."""
-    globals: tuple[tuple[str, str], ...]
-    """(export name, value type) of each global, imported ones first."""
+    __slots__ = ("globals", "memories")
+
+    def __init__(self, memories: tuple[str, ...], globals: tuple[tuple[str, str], ...]) -> None:
+        self.memories = memories
+        """Export name of each memory, imported ones first."""
+        self.globals = globals
+        """(export name, value type) of each global, imported ones first."""
 
 
 @frozen

@@ -20,8 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
-from attrs import frozen
-
 from ..._core.errors import CacheDirError, InvalidModuleError
 from ..._core.tiers import Tier
 from . import native
@@ -43,17 +41,25 @@ PATIENCE = 30.0
 
 
 @final
-@frozen
 class SubprocessCompiler:
     """Compiles modules for engines with such stacks; each may take so much."""
 
-    stack_size: int
-    memory: int
-    """Bytes of address space beyond what the process has when it begins."""
-    seconds: float
-    """Of CPU time."""
-    folder: str | os.PathLike[str] | None = None
-    """Where compiled code is kept; see `CodeCache`."""
+    __slots__ = ("folder", "memory", "seconds", "stack_size")
+
+    def __init__(
+        self,
+        stack_size: int,
+        memory: int,
+        seconds: float,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.stack_size = stack_size
+        self.memory = memory
+        """Bytes of address space beyond what the process has when it begins."""
+        self.seconds = seconds
+        """Of CPU time."""
+        self.folder = folder
+        """Where compiled code is kept; see `CodeCache`."""
 
     def build(self, tier: Tier, wasms: Sequence[bytes]) -> list[tuple[bytes, int]]:
         """Return compiled code at rest, and its bytes once it is loaded. Blocks: for threads.
