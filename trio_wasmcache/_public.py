@@ -51,6 +51,11 @@ def _present(module: str, thing: T) -> T:
             cls.__annotations__.update((name, types[name]) for name in cls.__annotations__)
             # Its value is the class, so help() would show the docstring of the class twice.
             delattr(cls, "__attrs_types_resolved__")
+        else:
+            # `get_type_hints` would look for their types in `trio_wasmcache`, too.
+            annotations = vars(cls).get("__annotations__", {})
+            for name in [name for name in annotations if name.startswith("_")]:
+                del annotations[name]
         for member in vars(cls).values():
             if inspect.isfunction(member):
                 overloads = get_overloads(member)  # which Python finds by the module's name

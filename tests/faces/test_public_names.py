@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import pickle
 import pydoc
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_overloads, get_type_hints
 
 import attrs
 import pytest
@@ -69,6 +71,43 @@ def test_types_of_fields_are_known(name: str) -> None:
     if isinstance(thing, type) and attrs.has(thing):
         attrs.resolve_types(thing)
         assert not [field.name for field in attrs.fields(thing) if isinstance(field.type, str)]
+
+
+def functions_of(thing: Any) -> Iterator[tuple[str, Any]]:
+    """A function, or a class and its public methods and properties, overloads included."""
+    yield thing.__name__, thing
+    for name, member in inspect.getmembers_static(thing) if isinstance(thing, type) else ():
+        member = getattr(member, "fget", getattr(member, "__func__", member))
+        if inspect.isfunction(member) and not name.startswith("_"):
+            yield from (
+                (f"{thing.__name__}.{name}", one) for one in (member, *get_overloads(member))
+            )
+
+
+@pytest.mark.parametrize(
+    "module",
+    [trio_wasmcache, testing, prometheus, otel, blocking, aio, udf],
+    ids=lambda module: module.__name__,
+)
+def test_types_of_functions_and_classes_are_known(module: ModuleType) -> None:
+    """`typing.get_type_hints` finds them, those that are imported late included."""
+    things = [getattr(module, name) for name in module.__all__]
+    found = {}
+    for name, function in (
+        one for thing in things if callable(thing) for one in functions_of(thing)
+    ):
+        found[name] = get_type_hints(function)
+    assert found
+    if module is trio_wasmcache:
+        assert found["InstanceCache.stats"] == {"return": trio_wasmcache.CacheStats}
+        assert found["InstanceCache.entries"] == {"return": tuple[trio_wasmcache.EntryInfo, ...]}
+
+
+@pytest.mark.parametrize("name", ["InstanceCache", "Lease", "TrapError", "ExtismAbi"])
+def test_types_of_a_class_are_known_before_others_are_imported(name: str) -> None:
+    """A program that asks for one public name has imported few of the others."""
+    program = f"import typing, trio_wasmcache; typing.get_type_hints(trio_wasmcache.{name})"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("name", sorted(testing.__all__))

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, final, overloa
 import trio
 from attrs import evolve, frozen
 
+# Types that are imported only when they are first used: by this name, `get_type_hints` finds them.
+import trio_wasmcache
+
 from .._abi import names
 from .._abi.base import Binding
 from .._abi.names import (
@@ -58,10 +61,6 @@ from .options import (
 )
 from .parts import Parts
 from .watching import Facts, Watcher
-
-if TYPE_CHECKING:
-    from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
-    from .._profile.profile import Profile
 
 # Fields that `resize` can't change. `log_uses`, as a log that began without uses can't be replayed.
 FIXED = frozenset(
@@ -983,13 +982,13 @@ class InstanceCache:
         return self._pool.config
 
     @trio.lowlevel.enable_ki_protection
-    def stats(self) -> CacheStats:
+    def stats(self) -> trio_wasmcache.CacheStats:
         """Return counters, distributions and gauges of this moment. This changes nothing."""
         self._pool.owner.check_reading("stats")
         return self._statistics.count()
 
     @trio.lowlevel.enable_ki_protection
-    def pop_stats(self) -> CacheStats:
+    def pop_stats(self) -> trio_wasmcache.CacheStats:
         """Return the same as `stats`, and reset all counters and distributions; gauges stay.
 
         Use it in one place of the program only, as the numbers that it returns are not returned
@@ -1001,7 +1000,7 @@ class InstanceCache:
         return stats
 
     @trio.lowlevel.enable_ki_protection
-    async def resident_bytes(self) -> ResidentBytes:
+    async def resident_bytes(self) -> trio_wasmcache.ResidentBytes:
         """Ask the kernel how many bytes of instances, code and stacks are in physical memory.
 
         They are counted in a thread, in whole system pages.
@@ -1021,7 +1020,7 @@ class InstanceCache:
         seconds: float = 10,
         group: str | SchedulingGroup | None = None,
         function: str | Function | None = None,
-    ) -> Profile:
+    ) -> trio_wasmcache.Profile:
         """Find out where guests burn their fuel, while they serve.
 
         .. code-block::
@@ -1083,7 +1082,7 @@ class InstanceCache:
             functions = list(filter(pool.policy.instances.used_in(group), functions))
         return await self._profiler.run(seconds, functions, group, self._groups.find())
 
-    def entries(self) -> tuple[EntryInfo, ...]:
+    def entries(self) -> tuple[trio_wasmcache.EntryInfo, ...]:
         """Return an `EntryInfo` for each function and group with instances or waiters.
 
         This changes nothing.
