@@ -118,7 +118,6 @@ class Cursor:
         at: int,
         end: int,
         breathe: Callable[[], object] = lambda: None,
-        size: int | None = None,
     ) -> None:
         self.data = data
         self.at = at
@@ -128,7 +127,7 @@ class Cursor:
         self.breathe = breathe
         self.steps = 0
         """Number of steps taken so far; see `STEPS`."""
-        self._size = size
+        self._size: int | None = None
         self.gets: list[tuple[int, int, int]] | None = None
         """Where each `global.get` in a constant begins and ends, and its global; None: nobody
         asks."""
