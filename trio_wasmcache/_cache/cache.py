@@ -70,7 +70,7 @@ FIXED = frozenset(
 
 
 @final
-@frozen
+@frozen(eq=False, repr=False)
 class Compiled:
     """The compiled module of a function."""
 

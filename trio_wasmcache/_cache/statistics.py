@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .._core.metrics.stats import CacheStats, EntryInfo, ResidentBytes
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class _Base:
     """The counters of a cache at the last restart."""
 

@@ -83,7 +83,7 @@ class PartCode:
         """Map from offsets in the compiled module to those in the bytes given to `register`."""
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Artifact:
     """Compiled code at rest: plain bytes that only the engine that made them may load again.
 

@@ -1480,7 +1480,7 @@ def _preparation(declaration: Declaration, config: CacheConfig) -> Hashable:
 
 
 @final
-@frozen
+@frozen(eq=False, repr=False)
 class Imports:
     """What the imports of a module are linked with."""
 

@@ -92,7 +92,7 @@ def rest_of(binding: Any, result: object) -> Callable[[Guest, tuple[object, ...]
 
 
 @final
-@frozen
+@frozen(eq=False, repr=False)
 class Runtime:
     """The parts of one cache that all its calls share."""
 

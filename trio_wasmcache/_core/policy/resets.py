@@ -27,14 +27,14 @@ class Resets:
 
     __slots__ = ("balance", "growths", "leases", "size")
 
-    def __init__(self, leases: int = 0) -> None:
+    def __init__(self, leases: int = 0, growths: int = 0, size: int = 0, balance: int = 0) -> None:
         self.leases = leases
         """Number of leases of the instances that have grown, up to their growth."""
-        self.growths = 0
+        self.growths = growths
         """Number of instances that have grown."""
-        self.size = 0
+        self.size = size
         """Size (bytes) of the largest of these."""
-        self.balance = 0
+        self.balance = balance
         """Growths, less what resets have saved since; never below 0."""
 
     def as_text(self) -> str:

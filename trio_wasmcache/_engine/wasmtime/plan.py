@@ -126,7 +126,7 @@ class DumpedPlan:
         """(export name, value type) of each global, imported ones first."""
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Plan:
     """What every instance of a module needs to know, worked out once.
 
@@ -172,7 +172,7 @@ class Plan:
     """Position of the user's module among them."""
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class RestorePlan:
     """How instances of one module are put back."""
 
