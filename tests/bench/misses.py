@@ -56,7 +56,7 @@ async def bench_misses(report: Report, number: int, rounds: int) -> None:
     for isolation in ISOLATIONS:
         if isolation in us:
             report.add(f"{isolation} lease and a call", us[isolation], "us")
-    report.add("miss, module loaded / new store", us["loaded"] / base, "", at_most=0.7)
+    report.add("miss, module loaded / new store", us["loaded"] / base, "", at_most=1.1)
     report.add("miss, module released / new store", us["released"] / base, "")
     if "fresh" in us:
         report.add("fresh lease and a call / new store", us["fresh"] / base, "")
