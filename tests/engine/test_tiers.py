@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import trio
-from attrs import evolve
 from kits import add
 from promoting import look, tiers
 from trio.testing import wait_all_tasks_blocked
@@ -76,7 +75,7 @@ async def test_a_compile_in_a_process_of_its_own_that_takes_too_much() -> None:
         f = await add(cache, "f", ADD)  # type: ignore[arg-type]
         assert await f.call(1) == 2
         engine: Any = cache._pool.engine
-        engine._subprocess = evolve(engine._subprocess, memory=0)
+        engine._subprocess.memory = 0
         await promoted(cache, log)
         assert (await f.call(2), tiers(cache)) == (3, [{"baseline": 1}])
     (event,) = log.of("promoted")

@@ -12,6 +12,7 @@ Without this check such a group would get at most every second turn.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
 import trio
@@ -21,6 +22,32 @@ from .._core.policy.shares import FairQueue, Share
 
 if TYPE_CHECKING:
     from .._core.metrics.snapshot import TurnsSnapshot
+
+
+@final
+class Wait:
+    """A task's wait for a turn, which an exception may end at any line."""
+
+    __slots__ = ("handed", "line", "share", "task")
+
+    def __init__(self, line: FairQueue[Wait], share: Share) -> None:
+        self.line = line
+        self.share = share
+        self.task: Task = trio.lowlevel.current_task()
+        self.handed = False
+        """Whether it got a turn."""
+
+    def leave(self, _: RaiseCancelT) -> Abort:
+        """Leave the line, as the task is cancelled: Trio's abort function."""
+        self.line.leave(self.share, self)
+        return Abort.SUCCEEDED
+
+    def end(self) -> bool:
+        """Return whether it got a turn; if not, leave the line."""
+        if not self.handed:
+            with suppress(LookupError, ValueError):
+                self.line.leave(self.share, self)
+        return self.handed
 
 
 @final
@@ -36,7 +63,7 @@ class Turns:
         """Function that charges groups for turns which are not over; it is called before the
         virtual times of groups are compared."""
         self.taken = 0
-        self.line = FairQueue[Task]()
+        self.line = FairQueue[Wait]()
 
     @property
     def contended(self) -> bool:
@@ -59,18 +86,30 @@ class Turns:
         """
         self.settle()
         self.line.enter(share)
-        if self.taken < self.slots and not self.line:
-            self.taken += 1
-            try:
+        holds: bool = False
+        wait: Wait | None = None
+        try:
+            if self.taken < self.slots and self.line:
+                # A signal handler's exception kept a turn that ended from being handed over.
+                self._hand_out()
+            if self.taken < self.slots:
+                self.taken += 1
+                holds = True
                 await trio.lowlevel.checkpoint()
-            except BaseException:
+            while not holds or self._is_ahead(share):
+                if holds:
+                    self.taken -= 1
+                    holds, wait = False, None
+                    self._hand_out()
+                wait = Wait(self.line, share)
+                self.line.join(share, wait)
+                await trio.lowlevel.wait_task_rescheduled(wait.leave)
+                holds = True
+            self.line.begin(share)
+        except BaseException:
+            if holds or (wait is not None and wait.end()):
                 self.give_back()
-                raise
-        else:
-            await trio.lowlevel.wait_task_rescheduled(self._join(share))
-        while self._is_ahead(share):
-            await trio.lowlevel.wait_task_rescheduled(self._join(share))
-        self.line.begin(share)
+            raise
 
     async def keep(self, share: Share) -> None:
         """End a turn and wait for the next: keep the slot, or hand it over to a group that is due.
@@ -79,20 +118,31 @@ class Turns:
         **Cancellation:** the turn is given back.
         """
         # `take`, inline: each coroutine called here would be one more to resume for every slice.
-        if self.line:
-            self.settle()
-        if self.line.must_yield(share):
-            self.give_back()
-            await trio.lowlevel.wait_task_rescheduled(self._join(share))
-        else:
-            try:
+        holds: bool = True
+        wait: Wait | None = None
+        try:
+            if self.line:
+                self.settle()
+            if self.line.must_yield(share):
+                self.taken -= 1
+                holds = False
+                self._hand_out()
+            else:
                 await trio.lowlevel.checkpoint()
-            except BaseException:
+            while not holds or self._is_ahead(share):
+                if holds:
+                    self.taken -= 1
+                    holds, wait = False, None
+                    self._hand_out()
+                wait = Wait(self.line, share)
+                self.line.join(share, wait)
+                await trio.lowlevel.wait_task_rescheduled(wait.leave)
+                holds = True
+            self.line.begin(share)
+        except BaseException:
+            if holds or (wait is not None and wait.end()):
                 self.give_back()
-                raise
-        while self._is_ahead(share):
-            await trio.lowlevel.wait_task_rescheduled(self._join(share))
-        self.line.begin(share)
+            raise
 
     def resize(self, slots: int) -> None:
         """Change the number of slots: more are handed out in this step, fewer as turns end."""
@@ -104,33 +154,20 @@ class Turns:
         self.taken -= 1
         self._hand_out()
 
-    def _join(self, share: Share) -> Callable[[RaiseCancelT], Abort]:
-        """Join the line; return the abort function with which Trio leaves it on cancellation."""
-        task = trio.lowlevel.current_task()
-
-        def abort(_: RaiseCancelT) -> Abort:
-            self.line.leave(share, task)
-            return Abort.SUCCEEDED
-
-        self.line.join(share, task)
-        return abort
-
     def _is_ahead(self, share: Share) -> bool:
-        """Return whether another group is further behind; if so, give the turn back.
+        """Return whether another group is further behind, so that the turn is to be given back.
 
         For a group with a tiny share, this may be so thousands of times in a row.
         """
         if self.line:
             self.settle()
         first = self.line.first()
-        if first is None or first.virtual_time >= share.virtual_time:
-            return False
-        self.give_back()
-        return True
+        return first is not None and first.virtual_time < share.virtual_time
 
     def _hand_out(self) -> None:
         if self.line:
             self.settle()
-        while self.taken < self.slots and (task := self.line.pop()) is not None:
+        while self.taken < self.slots and (wait := self.line.pop()) is not None:
             self.taken += 1
-            trio.lowlevel.reschedule(task)
+            wait.handed = True
+            trio.lowlevel.reschedule(wait.task)
