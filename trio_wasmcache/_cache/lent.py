@@ -44,12 +44,12 @@ class Begun:
     __slots__ = ("arrow", "columns", "fuel", "result", "rows")
 
     def __init__(self, columns: Any, rows: int, arrow: bool, fuel: int, result: object) -> None:
-        self.columns = columns
-        self.rows = rows
-        self.arrow = arrow
-        self.fuel = fuel
+        self.columns: Any = columns
+        self.rows: int = rows
+        self.arrow: bool = arrow
+        self.fuel: int = fuel
         """Units of fuel with which it has begun."""
-        self.result = result
+        self.result: object = result
         """The exception, or the result, of `SmallBatches.begin`."""
 
 

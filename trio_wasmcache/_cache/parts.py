@@ -38,13 +38,13 @@ class Parts:
         statistics: Statistics,
         snapshots: Snapshots,
     ) -> None:
-        self.pool = pool
-        self.groups = groups
-        self.compiler = compiler
-        self.promoter = promoter
-        self.profiler = profiler
-        self.statistics = statistics
-        self.snapshots = snapshots
+        self.pool: Pool = pool
+        self.groups: Groups = groups
+        self.compiler: Compiler = compiler
+        self.promoter: Promoter = promoter
+        self.profiler: Profiler = profiler
+        self.statistics: Statistics = statistics
+        self.snapshots: Snapshots = snapshots
 
     @staticmethod
     def make(pool: Pool, service: trio.Nursery) -> Parts:

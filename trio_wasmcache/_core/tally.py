@@ -55,22 +55,22 @@ class Tally:
     )
 
     def __init__(self, limit: int, allowed: int = 0) -> None:
-        self.limit = limit
+        self.limit: int = limit
         """`max_result_size` when the call began (bytes)."""
-        self.size = 0
+        self.size: int = 0
         """Bytes of values made so far."""
-        self.raw = 0
+        self.raw: int = 0
         """Bytes copied out of the guest for a value that is being made."""
-        self.kept = 0
+        self.kept: int = 0
         """Bytes of `size` in memory that is counted elsewhere (see `ResultMemory`)."""
-        self.allowed = allowed
+        self.allowed: int = allowed
         """Units of fuel that may be spent before they are charged."""
-        self.spent = 0
+        self.spent: int = 0
         """Units of fuel spent and not yet charged."""
-        self.begun = 0
+        self.begun: int = 0
         """Value of `size` when the call, or the row, began."""
-        self.ended = False
-        self.alone = False
+        self.ended: bool = False
+        self.alone: bool = False
         """Whether the bytes that were refused last exceed the limit without those of earlier
         rows."""
 

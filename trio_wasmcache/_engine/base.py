@@ -254,26 +254,26 @@ class HostCall:
         serve: Callable[[HostCall], Generator[float, None, tuple[object, ...]]] | None = None,
         grants: Any = None,
     ) -> None:
-        self.index = index
+        self.index: int = index
         """Which of the module's host imports."""
-        self.values = values
-        self.memory = memory
+        self.values: tuple[Any, ...] = values
+        self.memory: LentMemory | None = memory
         """The memory of the guest, or of the part that `HostImport.part` names, to be used until
         the guest goes on."""
-        self.answer = answer
+        self.answer: Callable[[Sequence[object]], None] = answer
         """Puts the results in place; the next poll resumes the guest."""
-        self.take_fuel = take_fuel
+        self.take_fuel: Callable[[int], int] = take_fuel
         """Takes that much of what the guest's call has left, or all of it; how much it was."""
         self.state: dict[str, Any] = {} if state is None else state
         """For host functions to keep what they know about this instance; a reset clears it."""
-        self.spent = 0
+        self.spent: int = 0
         """Fuel that this host call has cost and that its job has not counted yet."""
-        self.serve = serve
+        self.serve: Callable[[HostCall], Generator[float, None, tuple[object, ...]]] | None = serve
         """Function of the engine's own that answers it, at no cost: yields the seconds to wait, and
         returns the results. None: the host function of that index answers."""
         self.caller: HostCaller | None = None
         """What it is a part of; whoever drives the guest says so."""
-        self.grants = grants
+        self.grants: Any = grants
         """For the host function to note what it was registered with."""
         self.invoke: Callable[[str, Sequence[object]], None] | None = None
         """Function that has the guest call an export, by name and wasm values, before it goes on.
@@ -283,7 +283,7 @@ class HostCall:
         values do not fit. None: the host function is not reentrant. """
         self.result: Any = None
         """Result of the export that was called last: None, a value, or a tuple."""
-        self.invoking = False
+        self.invoking: bool = False
         """Whether such an export is under way; whoever drives the guest says so."""
         self.lend: Callable[[Any], Any] | None = None
         """Function that makes what `memory` is of the memory that the engine has, once an export
@@ -649,14 +649,14 @@ class Substitute:
         args: Sequence[str] | None = None,
         returns: str | Sequence[str] | None = None,
     ) -> None:
-        self.wasm = wasm
-        self.export = export
+        self.wasm: bytes = wasm
+        self.export: str = export
         """Name of its one exported function."""
-        self.takes_values = takes_values
+        self.takes_values: bool = takes_values
         """Whether the function takes and returns Python values, which no ABI converts."""
-        self.args = args
+        self.args: Sequence[str] | None = args
         """Types of the arguments that it takes; None: any."""
-        self.returns = returns
+        self.returns: str | Sequence[str] | None = returns
         """Type of its result; used with `args` only."""
 
 

@@ -144,10 +144,10 @@ class GroupState:
     def __init__(
         self, limits: GroupLimits, record: GroupRecord, share: Share, capacity: Capacity
     ) -> None:
-        self.limits = limits
-        self.record = record
-        self.share = share
-        self.capacity = capacity
+        self.limits: GroupLimits = limits
+        self.record: GroupRecord = record
+        self.share: Share = share
+        self.capacity: Capacity = capacity
 
     @staticmethod
     def new(name: str, limits: GroupLimits) -> GroupState:

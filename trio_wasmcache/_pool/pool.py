@@ -141,6 +141,8 @@ class Pool:
         self.owner: Owner = Owner()
         # Copies for the fast path of a hit: the thread of the run, and the clock.
         self.thread: int = self.owner.thread
+        self.clock: Callable[[], float]
+        self.clock_offset: float
         self.clock, self.clock_offset = _short_way_to_the_clock()
         self.now: Callable[[], float] = _sum_of(self.clock, self.clock_offset)
         """Returns `trio.current_time` of this run; on the fast paths it is written out."""

@@ -356,16 +356,16 @@ class Upgrade:
     __slots__ = ("_making", "call", "definition", "ended", "entry", "group", "lease", "pool")
 
     def __init__(self, pool: Pool, group: GroupState, entry: Entry) -> None:
-        self.pool = pool
-        self.group = group
-        self.entry = entry
+        self.pool: Pool = pool
+        self.group: GroupState = group
+        self.entry: Entry = entry
         self.lease: object = None
         """The result of `current_lease` in host functions that its start calls."""
         self.definition: Definition | None = None
         """Definition of its function."""
         self.call: None = None
         self._making: Making | None = None
-        self.ended = False
+        self.ended: bool = False
         """Whether its group or the cache has closed."""
 
     @property

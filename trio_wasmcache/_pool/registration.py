@@ -754,10 +754,10 @@ class Compiler:
         pool: Pool,
         lend: Callable[[GroupState, FunctionKey, Preparing], object],
     ) -> None:
-        self.engine = engine
-        self.nursery = nursery
-        self.pool = pool
-        self.lend = lend
+        self.engine: Engine = engine
+        self.nursery: trio.Nursery = nursery
+        self.pool: Pool = pool
+        self.lend: Callable[[GroupState, FunctionKey, Preparing], object] = lend
         """Returns the result of `current_lease` in host functions that a preparation calls."""
         self.modules: dict[Hashable, CachedModule] = {}
         """{key: module} of the registered functions; see `Equal`."""

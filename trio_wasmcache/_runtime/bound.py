@@ -46,11 +46,11 @@ class Failure:
     __slots__ = ("error", "fuel", "reason")
 
     def __init__(self, error: str, reason: str | None = None, fuel: int = 0) -> None:
-        self.error = error
+        self.error: str = error
         """Type of the error."""
-        self.reason = reason
+        self.reason: str | None = reason
         """Why the guest failed, and its last words; None if it is no error of the guest."""
-        self.fuel = fuel
+        self.fuel: int = fuel
         """Units of fuel that the dump of the instance costs, beside what the call burnt."""
 
 
@@ -134,28 +134,28 @@ class BoundFunction:
         steps: Callable[[Guest, tuple[object, ...]], Steps] | None,
         recorded: bool = False,
     ) -> None:
-        self.native = native
-        self.guest = guest
-        self.definition = definition
-        self.entry = entry
-        self.total_fuel = total_fuel
+        self.native: GuestInstance = native
+        self.guest: GuestFunction = guest
+        self.definition: Definition = definition
+        self.entry: Entry = entry
+        self.total_fuel: int = total_fuel
         """Units of fuel that one call may burn; after a change of the limit it is bound anew."""
         # Attributes of the above that every call and every recycle needs.
-        self.begin = begin
-        self.left = left
-        self.measure = measure
+        self.begin: Begin = begin
+        self.left: Counter = left
+        self.measure: Callable[[GuestInstance], int] = measure
         """Function that returns the size of `native` for the fast path of a recycle; it first
         resets an instance that does not keep its state."""
-        self.lower = lower
+        self.lower: Callable[[tuple[object, ...]], Value] | None = lower
         """Function `lower` of the binding, or with `steps` of a `Direct`, if there is one; so is
         `lift`."""
-        self.lift = lift
-        self.steps = steps
+        self.lift: Callable[[Value], Value] | None = lift
+        self.steps: Callable[[Guest, tuple[object, ...]], Steps] | None = steps
         self.last: tuple[int, tuple[int, int]] | None = None
         """Size and reservation of the instance (bytes; bytes of addresses, mappings), if it was
         closed before its lease ends; None: it was not."""
 
-        self.recorded = recorded
+        self.recorded: bool = recorded
         """Whether each call needs a `Call` from its beginning, as it is noted."""
         self._attached: tuple[Hashable, DriverCode, GuestDriver] | None = None
         self.small: Any = None

@@ -82,21 +82,21 @@ class CachedModule:
         recipe: Recipe | None = None,
         source: Recipe | None = None,
     ) -> None:
-        self.equal = equal
+        self.equal: Hashable = equal
         """Key of the module: bytes, imports, limits, preparation; see `registration.Equal`."""
-        self.digest = digest
+        self.digest: str = digest
         """SHA-256 of the bytes given to `register`, in hexadecimal."""
-        self.engine = engine
-        self.artifact = artifact
-        self.hosts = hosts
-        self.host_imports = host_imports
+        self.engine: Engine = engine
+        self.artifact: Artifact = artifact
+        self.hosts: tuple[AnyHost, ...] = hosts
+        self.host_imports: tuple[HostImport, ...] = host_imports
         self.why_not = why_not
         """Reason why its instances can't be reset, if there is one and it is known."""
-        self.initialize = initialize
+        self.initialize: tuple[StartCall, ...] = initialize
         """Exports that are called before anything else: of a WASI reactor, `_initialize`."""
-        self.number = number
+        self.number: int = number
         """Number of the module in the cache's log."""
-        self.prepared = prepared
+        self.prepared: Prepared | None = prepared
         """What its instances begin with, if it was prepared."""
         self._told = False
         """Whether the log knows how it was prepared."""
@@ -112,7 +112,7 @@ class CachedModule:
         self.loaded: LoadedModule | None = None
         self.recipe = recipe
         """What the optimizing compiler needs to compile it, too; None: it has, or is not to."""
-        self.source = source
+        self.source: Recipe | None = source
         """The same, for a variant of it that takes samples; None once `SourceBook` needs its
         memory."""
         self.samples_of: Callable[[str, FunctionKey], Samples] | None = None
@@ -225,9 +225,9 @@ class _Book:
     __slots__ = ("_sizes", "limit", "size")
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self.limit: int = limit
         """Bytes of all modules together, at most."""
-        self.size = 0
+        self.size: int = 0
         """Bytes of all modules together."""
         self._sizes: dict[CachedModule, int] = {}  # {module: bytes}, the first added first
 

@@ -37,7 +37,7 @@ class Relief:
     __slots__ = ("evict",)
 
     def __init__(self, evict: Evict) -> None:
-        self.evict = evict
+        self.evict: Evict = evict
 
     def run(
         self,

@@ -35,7 +35,7 @@ class ResultBook:
     __slots__ = ("_tallies", "limit")
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self.limit: int = limit
         """`max_result_size` for calls and batches that begin from now on (bytes)."""
         self._tallies: set[Tally] = set()
 

@@ -123,26 +123,26 @@ class Job:
         finish: Callable[[], object] | None = None,
         aside: bool = False,
     ) -> None:
-        self.native = native
-        self.share = share
-        self.hosts = hosts
+        self.native: Polled = native
+        self.share: Share = share
+        self.hosts: Sequence[AnyHost] = hosts
         """Host functions, in the order of the module's imports."""
-        self.lease = lease
+        self.lease: object = lease
         """Result of `current_lease` in host functions."""
-        self.fuel = fuel
+        self.fuel: int = fuel
         """Units of fuel that the guest had at the beginning."""
-        self.burnt = burnt
+        self.burnt: int = burnt
         """Units of fuel burnt so far, by the guest and by the host for it."""
         self.note_at: float = DUE_FUEL
         """Units at which it is told that they are burnt; see `Runner.burnt`."""
-        self.ended = ended
+        self.ended: Callable[[], Exception] = ended
         """Function that makes the error to raise if another task stops the job."""
-        self.caller = caller
+        self.caller: HostCaller | None = caller
         """The call, batch or start that it is a part of, for host functions."""
-        self.finish = finish
+        self.finish: Callable[[], object] | None = finish
         """Function that raises how the guest failed, once `poll` says that it is over; None: `poll`
         raises that itself."""
-        self.aside = aside
+        self.aside: bool = aside
         """Whether all further slices run in threads, whatever `offload_after` is."""
         self.serving: list[HostCall] = []
         """Host calls that are being answered, the innermost last: those that are reentrant, and all
@@ -151,20 +151,20 @@ class Job:
         """Exception by which an invoke ended, after which the guest can't go on."""
         self.left: trio.Event | None = None
         """Event to be set when an invoke ends; None while nobody waits for that."""
-        self.stop = False
+        self.stop: bool = False
         """Whether it must stop after the current slice; set by another task or on cancellation."""
         self.parked: trio.CancelScope | None = None
         """Cancel scope around the last wait for a turn; only `end` may cancel it."""
-        self.in_thread = False
+        self.in_thread: bool = False
         """Whether a thread runs it now."""
         self.noted: tuple[int, int] = (0, 0)
         """Turns that it has had in threads without leaving them, and `burnt` at the end of the last
         of these; only the thread that runs it sets this."""
-        self.settled = 0
+        self.settled: int = 0
         """Turns of these for which the group is charged; see `Runner.settle`."""
-        self.cpu_seconds = 0.0
+        self.cpu_seconds: float = 0.0
         """CPU time of its last stay in a thread, if its group has a `cpu_limit` (seconds)."""
-        self.out_of_thread = trio.Event()
+        self.out_of_thread: trio.Event = trio.Event()
         """Event that is set when the thread has left it; each hop to a thread has a new one."""
 
     def end(self) -> None:

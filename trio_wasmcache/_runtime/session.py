@@ -61,9 +61,9 @@ class Strings:
     __slots__ = ("data", "offsets")
 
     def __init__(self, data: bytes, offsets: tuple[int, ...]) -> None:
-        self.data = data
+        self.data: bytes = data
         """All of them, each with a null byte at its end."""
-        self.offsets = offsets
+        self.offsets: tuple[int, ...] = offsets
         """Where each begins."""
 
     @staticmethod

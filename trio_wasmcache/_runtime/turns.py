@@ -57,13 +57,13 @@ class Turns:
     __slots__ = ("line", "settle", "slots", "taken")
 
     def __init__(self, slots: int, settle: Callable[[], None] = lambda: None) -> None:
-        self.slots = slots
+        self.slots: int = slots
         """Number of turns at the same time."""
-        self.settle = settle
+        self.settle: Callable[[], None] = settle
         """Function that charges groups for turns which are not over; it is called before the
         virtual times of groups are compared."""
-        self.taken = 0
-        self.line = FairQueue[Wait]()
+        self.taken: int = 0
+        self.line: FairQueue[Wait] = FairQueue[Wait]()
 
     @property
     def contended(self) -> bool:

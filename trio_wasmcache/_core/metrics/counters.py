@@ -105,31 +105,31 @@ class UseStats:
         run: int = 0,
         compile: int = 0,
     ) -> None:
-        self.misses = misses
-        self.blocks = blocks
-        self.held = held
+        self.misses: int = misses
+        self.blocks: int = blocks
+        self.held: int = held
         """Number of leases that have not ended; set in copies only."""
-        self.carried = carried
+        self.carried: int = carried
         """Number of leases held when counting began, which are not counted as granted."""
-        self.continued = continued
+        self.continued: int = continued
         """Number of calls that took more than one slice; once over, they are in `RUNS`."""
-        self.seat_hits = seat_hits
+        self.seat_hits: int = seat_hits
         """Number of hits for which an instance had to be loaded, on a seat."""
-        self.errors = errors
+        self.errors: dict[str, int] = errors
         """{name of the error's type: acquires and calls that ended with it}."""
-        self.counts = counts
+        self.counts: dict[int, int] = counts
         """{kind + bits: number of values of that kind with that many bits}."""
-        self.fuel = fuel
+        self.fuel: int = fuel
         """Units of fuel of all calls that are over, as all sums here."""
-        self.hold = hold
+        self.hold: int = hold
         """Time from grant to recycle (microseconds)."""
-        self.wait = wait
+        self.wait: int = wait
         """Time from request to grant (microseconds), of leases that were not granted at once."""
-        self.load = load
+        self.load: int = load
         """Time to make an instance, including loading its code (microseconds)."""
-        self.run = run
+        self.run: int = run
         """Time from the end of the first slice (microseconds), of longer calls that are over."""
-        self.compile = compile
+        self.compile: int = compile
         """Time to compile the module (microseconds); only of functions."""
 
     def add(self, kind: int, value: int) -> None:
@@ -330,7 +330,7 @@ class UseBook:
     def __init__(self) -> None:
         self.functions: dict[FunctionKey | None, UseStats] = {}
         self.groups: dict[str | None, UseStats] = {}
-        self.calls = 0
+        self.calls: int = 0
         """Number of all calls."""
         self._fresh: set[UseStats] = set()
         """Uses that no snapshot contains. Others are copied before they change: so a snapshot makes

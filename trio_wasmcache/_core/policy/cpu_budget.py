@@ -33,20 +33,20 @@ class CpuBudget:
     )
 
     def __init__(self, group: str, limit: float) -> None:
-        self.group = group
+        self.group: str = group
         """Name of the group."""
-        self.limit = limit
+        self.limit: float = limit
         """Cores that it may use."""
-        self.used = 0.0
+        self.used: float = 0.0
         """Seconds of CPU time used in this window, with the excess of earlier ones."""
-        self.waiting = 0
+        self.waiting: int = 0
         """Number of its calls that wait now."""
-        self.closed = False
+        self.closed: bool = False
         """Whether nothing waits for it any more: the limit was taken away, or the group has
         closed."""
         self._began: float | None = None  # the present window, or the last in which it ran
         self._part = 0  # of the window, in which the last call was let go on
-        self.waits = 0
+        self.waits: int = 0
         """Number of waits of its calls that have begun."""
         self._waited = 0.0  # seconds of those that have ended
         self._since = 0.0  # sum of the times when those under way have begun

@@ -95,14 +95,14 @@ class Instances:
     )
 
     def __init__(self, config: CacheConfig, system: SystemLimits | None = None) -> None:
-        self.config = config
+        self.config: CacheConfig = config
         self.system: SystemLimits = SystemLimits() if system is None else system
         self.ledger: Ledger = Ledger(self.config.instance_stack_size, self.config.max_code_size)
-        self.lru = LRU[Instance]()
+        self.lru: LRU[Instance] = LRU[Instance]()
         """Idle instances in order of last use, kept under every policy for the idle timeout."""
         self.keep_alive: KeepAlive = KeepAlive(self.config, self.lru)
         """When idle instances are due, while `idle_timeout` is "adaptive"."""
-        self.reservations = Reservations()
+        self.reservations: Reservations = Reservations()
         """The bytes that groups have reserved."""
         self.order: EvictionOrder = self._order(self.config.policy)
         """The order of evictions for size, count, code and addresses, by `CacheConfig.policy`."""
@@ -111,19 +111,19 @@ class Instances:
         which the calls are saved."""
         self.evictions: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self.entries: dict[Entry, None] = {}
-        self.book = UseBook()
+        self.book: UseBook = UseBook()
         self.running_limit: int = _number(self.config.max_running_size)
         """`max_running_size`, as a number."""
         self.space_limit: int = self._space_limit()
         """`max_address_space` (bytes), as a number."""
         self.mapping_limit: int = _number(self.system.mappings)
         """Number of mappings that instances and code may have together."""
-        self.shrunk = False
+        self.shrunk: bool = False
         """Whether the cache may be `crowded`: set only by `resize`, updated by `trim`."""
         self._parked: dict[tuple[FunctionRecord, GroupRecord], Entry] = {}
         """Vacant entries whose counts are not collected yet. Where nothing is kept, each acquire
         makes an entry, and would otherwise collect the counts every time."""
-        self.rests = 0
+        self.rests: int = 0
         """Number of times an instance became idle so far."""
         self._numbers = 0
         self._drops = 0

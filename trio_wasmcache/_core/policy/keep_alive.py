@@ -311,17 +311,17 @@ class KeepAliveCopy:
         closed: Collection[GroupRecord],
         due: Mapping[Instance, float],
     ) -> None:
-        self.everyone = everyone
+        self.everyone: str = everyone
         """The first idle times of all functions."""
-        self.functions = functions
-        self.known = known
-        self.parts = parts
+        self.functions: Mapping[FunctionRecord, IdleTimes] = functions
+        self.known: Sequence[IdleTimes] = known
+        self.parts: Sequence[Sequence[Any]] = parts
         """For each of `_PARTS`, the values of all `known`."""
-        self.gone = gone
-        self.last_used = last_used
-        self.closed = closed
+        self.gone: Sequence[tuple[IdleTimes, GroupRecord]] = gone
+        self.last_used: Sequence[float] = last_used
+        self.closed: Collection[GroupRecord] = closed
         """Groups that were closed, of those in `gone`."""
-        self.due = due
+        self.due: Mapping[Instance, float] = due
 
     def texts(self) -> dict[IdleTimes, str]:
         """Return all idle times as text."""

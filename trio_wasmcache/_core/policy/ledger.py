@@ -45,20 +45,20 @@ class Ledger:
     )
 
     def __init__(self, stack_size: int, code_limit: int = sys.maxsize) -> None:
-        self.stack_size = stack_size
-        self.code_limit = code_limit
+        self.stack_size: int = stack_size
+        self.code_limit: int = code_limit
         """`max_code_size`; changed by `limit_code`."""
-        self.total_size = 0
-        self.running_size = 0
-        self.code_size = 0
-        self.address_space = 0
-        self.mappings = 0
-        self.instances = 0
-        self.running = 0
+        self.total_size: int = 0
+        self.running_size: int = 0
+        self.code_size: int = 0
+        self.address_space: int = 0
+        self.mappings: int = 0
+        self.instances: int = 0
+        self.running: int = 0
         """Number of `instances` that are loading or running."""
-        self.loaded_modules = 0
-        self.evictable = LRU[Module]()
-        self.evictable_code = 0
+        self.loaded_modules: int = 0
+        self.evictable: LRU[Module] = LRU[Module]()
+        self.evictable_code: int = 0
         self.most_running: int
         """Number of stacks that fit beside the loaded code, computed ahead for the hit."""
         self._reckon()

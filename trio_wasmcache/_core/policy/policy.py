@@ -94,11 +94,11 @@ class Glance:
     __slots__ = ("idle", "running", "total_size", "used", "waiting")
 
     def __init__(self, idle: int, running: int, total_size: int, used: int, waiting: int) -> None:
-        self.idle = idle
-        self.running = running
-        self.total_size = total_size
-        self.used = used
-        self.waiting = waiting
+        self.idle: int = idle
+        self.running: int = running
+        self.total_size: int = total_size
+        self.used: int = used
+        self.waiting: int = waiting
 
 
 class Policy:
@@ -124,17 +124,17 @@ class Policy:
     )
 
     def __init__(self, config: CacheConfig, system: SystemLimits | None = None) -> None:
-        self.config = config
+        self.config: CacheConfig = config
         self.system: SystemLimits = SystemLimits() if system is None else system
         self._instances: Instances = Instances(self.config, self.system)
         self._room: OrderedDict[Request, None] = OrderedDict()
         self._waits = Waits()
-        self.hits = 0
-        self.seat_hits = 0
+        self.hits: int = 0
+        self.seat_hits: int = 0
         """Number of hits for which an instance had to be loaded, on a seat."""
-        self.misses = 0
-        self.blocks = 0
-        self.closed = False
+        self.misses: int = 0
+        self.blocks: int = 0
+        self.closed: bool = False
         self._turns = 0
         self._spare: Request | None = None
         """Ended requests of `hit`, which later hits use again: each refers to the next."""

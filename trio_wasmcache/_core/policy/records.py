@@ -84,25 +84,25 @@ class Module:
         code: Unloadable | None = None,
         number: int = 0,
     ) -> None:
-        self.digest = digest
-        self.code_size = code_size
-        self.mappings = mappings
+        self.digest: str = digest
+        self.code_size: int = code_size
+        self.mappings: int = mappings
         """Memory mappings of the code, while it is loaded."""
-        self.load_seconds = load_seconds
+        self.load_seconds: float | None = load_seconds
         """Seconds that loading the code has taken, a mean of the last few; None: not known yet."""
-        self.users = 0
+        self.users: int = 0
         """Number of its instances and seats, in any state."""
-        self.running = 0
+        self.running: int = 0
         """Number of those that are loading or running; the code is kept loaded while there are
         any."""
         self.instances: dict[Instance, None] = {}
         """All instances and seats of the module; each knows whether it is idle."""
-        self.stopped = stopped
+        self.stopped: int = stopped
         """When a drop last left none of them running, or the last rest of one that was evicted: the
         number of that rest, shifted by `DROPS` bits, and of the drop."""
-        self.code = code
+        self.code: Unloadable | None = code
         """The code itself, of the pool; None where nothing runs, as in the log tool."""
-        self.number = number
+        self.number: int = number
         """Number of the module in the log."""
         self.before: Any = None
         self.after: Any = None
@@ -136,10 +136,10 @@ class Variant:
     __slots__ = ("group", "module", "reserved")
 
     def __init__(self, module: Module, reserved: tuple[int, int], group: str | None = None) -> None:
-        self.module = module
-        self.reserved = reserved
+        self.module: Module = module
+        self.reserved: tuple[int, int] = reserved
         """Bytes of addresses, and number of mappings, of an instance of it."""
-        self.group = group
+        self.group: str | None = group
         """Name of the group whose instances are made of it; None: those of all groups."""
 
     def serves(self, group: GroupRecord) -> bool:
@@ -188,26 +188,26 @@ class FunctionRecord:
         load_seconds: float | None = None,
         retired: bool = False,
     ) -> None:
-        self.key = key
-        self.generation = generation
-        self.module = module
-        self.concurrency = concurrency
-        self.worst_size = worst_size
+        self.key: FunctionKey = key
+        self.generation: int = generation
+        self.module: Module = module
+        self.concurrency: int = concurrency
+        self.worst_size: int = worst_size
         """Bytes that one instance of it may touch at most."""
-        self.address_space = address_space
+        self.address_space: int = address_space
         """Bytes of addresses that a new instance of it reserves."""
-        self.mappings = mappings
+        self.mappings: int = mappings
         """Number of memory mappings of a new instance of it."""
-        self.isolation = isolation
+        self.isolation: str = isolation
         """Isolation that was asked for; for the log only."""
-        self.load_seconds = load_seconds
+        self.load_seconds: float | None = load_seconds
         """Seconds that making an instance has taken while the code was loaded, a mean of the last
         few; None: not known yet."""
-        self.retired = retired
+        self.retired: bool = retired
         self.successor: FunctionRecord | None = None
         self.entries: dict[GroupRecord, Entry] = {}
-        self.warned_oversized = False
-        self.burnt = 0
+        self.warned_oversized: bool = False
+        self.burnt: int = 0
         """Units of fuel of its calls that are no longer in `uses` of one of its entries."""
         self.resets: Resets | None = None
         """Whether resets of its instances pay; None if they are not reset, or not any more."""
@@ -221,7 +221,7 @@ class FunctionRecord:
         not."""
         self.definition: object = None
         """The pool's description of the function."""
-        self.fits = -1
+        self.fits: int = -1
         """Number of the limits, counted by `resize`, under which an empty cache can run it, as far
         as `acquire` has looked."""
         self.names: dict[str, Any] = {
@@ -303,7 +303,7 @@ class TokenBook:
     ) -> None:
         # {task: leases that share its token}
         self.owners: dict[Hashable, int] = {} if owners is None else owners
-        self.strangers = strangers
+        self.strangers: Callable[[], bool] = strangers
         """Returns whether a token is held by anything else: a task to which one was granted but
         which has not run since, or any other use the application makes of the limiter."""
 
@@ -314,9 +314,9 @@ class Preparation:
     __slots__ = ("owner", "what")
 
     def __init__(self, what: str, owner: Hashable = None) -> None:
-        self.what = what
+        self.what: str = what
         """The function that is registered, for messages."""
-        self.owner = owner
+        self.owner: Hashable = owner
         """The task that prepares it: the owner of its request; None before it has asked for
         capacity."""
 
@@ -344,18 +344,18 @@ class GroupRecord:
         reserved_size: int = 0,
         tokens: TokenBook | None = None,
     ) -> None:
-        self.name = name
+        self.name: str = name
         self.max_size = max_size
         """Bytes of its idle instances together, at most; None: only the cache's limit."""
-        self.reserved_size = reserved_size
+        self.reserved_size: int = reserved_size
         """Bytes of its idle instances that others' need does not evict."""
-        self.idle_size = 0
+        self.idle_size: int = 0
         """Bytes of its idle instances together; only the ledger, and the short way of a hit, change
         it."""
         self.room: int
         """Bytes that `idle_size` may become; below 0 once the group is closed."""
-        self.closed = False
-        self.gone = False
+        self.closed: bool = False
+        self.gone: bool = False
         """Whether it was closed while the cache stayed open."""
         self.entries: dict[Entry, None] = {}
         self.tokens: TokenBook = TokenBook() if tokens is None else tokens
@@ -382,11 +382,11 @@ class Need:
     __slots__ = ("group", "key", "number")
 
     def __init__(self, key: FunctionKey, group: GroupRecord, number: int | None = None) -> None:
-        self.key = key
+        self.key: FunctionKey = key
         """Key of the function."""
-        self.group = group
+        self.group: GroupRecord = group
         """The group in which it is used."""
-        self.number = number
+        self.number: int | None = number
         """Number of the request in the log, if it is one that is logged."""
 
 
@@ -406,9 +406,9 @@ class Entry:
         live: int = 0,
         idle: list[Instance] | None = None,
     ) -> None:
-        self.function = function
-        self.group = group
-        self.live = live
+        self.function: FunctionRecord = function
+        self.group: GroupRecord = group
+        self.live: int = live
         """Number of instances that are loading, running or idle."""
         self.idle: list[Instance] = [] if idle is None else idle
         """Idle instances and seats, the most recently used last."""
@@ -416,7 +416,7 @@ class Entry:
         """Requests that wait for an instance, in order: any may leave, at the same cost."""
         self.claims: dict[Request, None] = {}
         self.last_used: float | None = None
-        self.uses = UseStats()
+        self.uses: UseStats = UseStats()
         """Uses since it was made, or since all statistics were reset."""
 
     @property
@@ -484,32 +484,32 @@ class Instance:
         size: int = 0,
         module: Module | None = None,
     ) -> None:
-        self.number = number
-        self.entry = entry
-        self.created_at = created_at
-        self.state = state
-        self.size = size
-        self.address_space = 0
+        self.number: int = number
+        self.entry: Entry = entry
+        self.created_at: float = created_at
+        self.state: State = state
+        self.size: int = size
+        self.address_space: int = 0
         """Bytes of addresses that it reserves (a seat: 0); only the ledger changes it."""
-        self.mappings = 0
+        self.mappings: int = 0
         """Number of its memory mappings; only the ledger changes it."""
-        self.last_used = 0.0
-        self.resting_size = 0
+        self.last_used: float = 0.0
+        self.resting_size: int = 0
         """Size (bytes) with which a hit may rest the short way; -1: with none, as the policy must
         be told."""
-        self.rested = 0
+        self.rested: int = 0
         """Sequence number, assigned each time the instance becomes idle."""
-        self.uses = 0
-        self.uses_before = 0
+        self.uses: int = 0
+        self.uses_before: int = 0
         """Value of `uses` when it was loaded last."""
         self.bound: Closable | None = None
         """The loaded instance, ready for calls; None for a seat."""
         self.ready: bool | None = False
         """Whether a hit can use `bound` without preparation; None: it can, but its next hit has to
         take the long way, as it has aged (see `keep_alive`)."""
-        self.loads_module = False
+        self.loads_module: bool = False
         """Whether its module had to be loaded when it began to load."""
-        self.seat = False
+        self.seat: bool = False
         """Whether it is a seat: nothing native is left, and a lease has to load it again."""
         self.before: Any = None
         self.after: Any = None
@@ -637,37 +637,37 @@ class Request:
         handed_over: bool = False,
         number: int | None = None,
     ) -> None:
-        self.entry = entry
-        self.owner = owner
+        self.entry: Entry = entry
+        self.owner: Hashable = owner
         """The task that waits for or holds its instance. Once the block of the lease has ended: the
         task that still has a call of it under way, and need not have a token."""
-        self.warm = warm
+        self.warm: bool = warm
         """Whether to load another instance even if one is idle, and leave it idle: `cache.warm`."""
-        self.turn = turn
+        self.turn: int = turn
         """Sequence number among requests that were not served at once, in order of arrival."""
-        self.stage = stage
-        self.instance = instance
-        self.hit = hit
-        self.blocked = blocked
-        self.since = since
+        self.stage: Stage = stage
+        self.instance: Instance | None = instance
+        self.hit: bool = hit
+        self.blocked: bool = blocked
+        self.since: float = since
         """Time of the request, if it had to wait; once granted, time of the grant (seconds)."""
         self.error: Exception | None = None
         """Reason of a failed end; `RequestClosed` where a group or the cache was closed."""
-        self.asleep = False
+        self.asleep: bool = False
         """Whether its task sleeps until it is woken; the policy does not use it."""
-        self.give_up = give_up
+        self.give_up: GiveUp | None = give_up
         """Callback that revokes the grant; None once the lease has ended."""
-        self.handed_over = handed_over
+        self.handed_over: bool = handed_over
         """Whether the block of its lease has ended while a call of it continues."""
-        self.plain = False
+        self.plain: bool = False
         """Whether its lease can end the short way, unless something unusual happens; see
         `Policy.rest`."""
-        self.reused = False
+        self.reused: bool = False
         """Whether a later hit uses it again, once its lease has ended the short way."""
-        self.epoch = -1
+        self.epoch: int = -1
         """Number of the steps of the policy before a hit was granted, or rested; see
         `Policy.rest`."""
-        self.number = number
+        self.number: int | None = number
         """Number in the log, of an acquire that is logged; for the events of evictions only."""
         self.spare: Request | None = None
         """While it is a spare request itself: the next one. See `Policy.hit`."""

@@ -35,15 +35,15 @@ class Among:
         without: GroupRecord | None = None,
         only: GroupRecord | None = None,
     ) -> None:
-        self.spare = spare
+        self.spare: bool = spare
         """Whether to leave out those that a reservation needs."""
-        self.borrowed = borrowed
+        self.borrowed: bool = borrowed
         """Whether to leave out groups that have no more than they have reserved."""
-        self.freely = freely
+        self.freely: GroupRecord | None = freely
         """A group of which any may go."""
-        self.without = without
+        self.without: GroupRecord | None = without
         """A group of which none may go."""
-        self.only = only
+        self.only: GroupRecord | None = only
         """The only group of which any may go; None: all groups."""
 
     def most(self, group: GroupRecord) -> int:
@@ -84,7 +84,7 @@ class Reservations:
     def __init__(self) -> None:
         self.groups: dict[GroupRecord, None] = {}
         """Those with reserved bytes."""
-        self.limits = False
+        self.limits: bool = False
         """Whether any group ever had reserved bytes, or a `max_size`."""
         self._sizes: dict[Instance, int] = {}  # of those groups, as they last rested
         self._shares: dict[Module, dict[GroupRecord, list[int]]] = {}  # [number, bytes]

@@ -28,13 +28,13 @@ class Resets:
     __slots__ = ("balance", "growths", "leases", "size")
 
     def __init__(self, leases: int = 0, growths: int = 0, size: int = 0, balance: int = 0) -> None:
-        self.leases = leases
+        self.leases: int = leases
         """Number of leases of the instances that have grown, up to their growth."""
-        self.growths = growths
+        self.growths: int = growths
         """Number of instances that have grown."""
-        self.size = size
+        self.size: int = size
         """Size (bytes) of the largest of these."""
-        self.balance = balance
+        self.balance: int = balance
         """Growths, less what resets have saved since; never below 0."""
 
     def as_text(self) -> str:

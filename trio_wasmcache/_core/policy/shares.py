@@ -38,19 +38,19 @@ class Share:
     __slots__ = ("active", "budget", "burst", "burst_from", "left", "shares", "virtual_time")
 
     def __init__(self, shares: int) -> None:
-        self.shares = shares
-        self.virtual_time = 0.0
+        self.shares: int = shares
+        self.virtual_time: float = 0.0
         """Units of fuel per share."""
 
-        self.active = 0
+        self.active: int = 0
         """Number of its calls that take turns, in any queue, and do not wait for a host function.
         The group is away only while there are none."""
-        self.left = -math.inf
+        self.left: float = -math.inf
         """Number of turns begun when the last of these calls ended; a new group was always away."""
-        self.burst = 0
+        self.burst: int = 0
         """Fuel of its calls since its last turn of the loop, and what they cost beside it; see
         `BURST_FUEL`."""
-        self.burst_from = 0.0
+        self.burst_from: float = 0.0
         """The virtual time at which that was 0."""
         self.budget: CpuBudget | None = None
         """The group's CPU time, if that has a limit."""
@@ -114,9 +114,9 @@ class FairQueue(Generic[T]):
     __slots__ = ("_lines", "now", "turns")
 
     def __init__(self, now: float = 0.0) -> None:
-        self.turns = 0
+        self.turns: int = 0
         """Number of turns begun so far."""
-        self.now = now
+        self.now: float = now
         """The present virtual time: that of the group whose turn began last."""
         self._lines: dict[Share, deque[T]] = {}
 

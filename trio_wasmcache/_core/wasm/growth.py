@@ -96,7 +96,7 @@ class CodeOffsets:
         starts: tuple[int, ...] = (0,),
         shifts: tuple[int, ...] = (0,),
     ) -> None:
-        self.functions = functions
+        self.functions: float = functions
         """Number of functions of the module as it was given; those that were added are behind
         them."""
         self._starts = starts
