@@ -26,12 +26,17 @@ OTHERS = (
             "register and first call",
             "register and first call / plain",
             "the same / plain, metered, one thread",
+            "tiered: register and first call",
+            "tiered / plain",
         )
     ),
+    "map / the driver's loop in place",
     "map / a call for each row",
     "map / wasmtime-py",
     "ticker p99 above idle during fib(35), inline",
     "ticker p99 above idle during fib(35), offloaded",
+    "two heavy calls / one after the other",
+    "cancel an endless call, offloaded: median",
 )
 
 

@@ -165,9 +165,10 @@ class Lease(Generic[R_co]):
     half-way, the instance is dropped instead, and the next acquire gets another.
 
     Ctrl-C is deferred while a lease is entered or left, but an exception of your own signal handler
-    is not. At most places it leaves nothing held. At the very beginning of the exit, or in a step
-    of the cache's books, it may leave the instance held until the cache is closed. So a handler
-    must not raise, which Trio itself would not bear either: use `trio.open_signal_receiver`.
+    is not. At most places it leaves nothing held. At the very beginning of the exit, at the end of
+    a call, or in a step of the cache's books, it may leave the instance or its turn held until the
+    cache is closed. So a handler must not raise, which Trio itself would not bear either: use
+    `trio.open_signal_receiver`.
 
     The type parameter is the type of a call's result, as that of `Function` is: ``Lease[int]``.
     """
