@@ -123,17 +123,13 @@ class Turns:
         try:
             if self.line:
                 self.settle()
-            if self.line.must_yield(share):
-                self.taken -= 1
-                holds = False
-                self._hand_out()
-            else:
+            yields = self.line.must_yield(share)
+            if not yields:
                 await trio.lowlevel.checkpoint()
-            while not holds or self._is_ahead(share):
-                if holds:
-                    self.taken -= 1
-                    holds, wait = False, None
-                    self._hand_out()
+            while yields or self._is_ahead(share):
+                self.taken -= 1
+                yields, holds, wait = False, False, None
+                self._hand_out()
                 wait = Wait(self.line, share)
                 self.line.join(share, wait)
                 await trio.lowlevel.wait_task_rescheduled(wait.leave)
