@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol, TypeGuard, TypeVar
 
 import trio
@@ -40,24 +40,24 @@ async def run_in_thread(
     **Checkpoint:** always.
     **Cancellation:** the thread is abandoned, or with `abandon_on_cancel=False` waited for.
     """
-    # Most clocks never jump, and a generator takes ten times as long as this.
-    jumps = _jumps(trio.lowlevel.current_clock())
-    with no_autojump() if jumps else nullcontext():
+    with no_autojump():
         return await trio.to_thread.run_sync(
             function, *values, limiter=limiter, abandon_on_cancel=abandon_on_cancel
         )
 
 
-@contextmanager
-def no_autojump() -> Iterator[None]:
+def no_autojump() -> AbstractContextManager[None]:
     """Do not let a mock clock jump in the block, which waits for a thread; other clocks go on.
 
     The thread must not wait for a task that waits for the clock.
     """
     clock = trio.lowlevel.current_clock()
-    if not _jumps(clock):
-        yield
-        return
+    # Most clocks never jump, and a generator takes ten times as long as this.
+    return _held_still(clock) if _jumps(clock) else nullcontext()
+
+
+@contextmanager
+def _held_still(clock: _Jumping) -> Iterator[None]:
     count, threshold = _held.get((0, 0.0))
     if not count:
         threshold, clock.autojump_threshold = clock.autojump_threshold, math.inf
