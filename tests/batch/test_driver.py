@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import attrs
+import pytest
 import wasmtime
 from hypothesis import given, strategies as st
 from kits import tries
@@ -46,14 +48,16 @@ def test_any_shape_gives_a_valid_module(shape: Shape) -> None:
 @given(SHAPES)
 @tries(200)
 def test_columns_do_not_overlap(shape: Shape) -> None:
-    """Header, validity, columns and results lie one behind the other, each aligned."""
+    """Header, validity, columns and results of their own follow one another, each aligned."""
     made = layout(shape)
     assert 8 <= made.rows <= ROWS_LIMIT
     assert made.rows % 8 == 0
     names = (*shape.args, *shape.results)
+    columns = zip(names, (*made.args, *made.results), strict=True)
     places = [
         (at, at + made.rows * CELLS[name].size, CELLS[name].size)
-        for name, at in zip(names, (*made.args, *made.results), strict=True)
+        for n, (name, at) in enumerate(columns)
+        if n < len(shape.args) or at not in made.args
     ]
     places.insert(0, (VALIDITY_AT, VALIDITY_AT + made.rows // 8, 1))
     for (_, end, _), (begin, _, size) in pairwise(places):
@@ -62,11 +66,44 @@ def test_columns_do_not_overlap(shape: Shape) -> None:
     assert places[-1][1] <= made.pages * WASM_PAGE <= SCRATCH_LIMIT <= 256 * 1024
 
 
-def test_the_largest_signature_fits() -> None:
+@given(SHAPES)
+@tries(200)
+def test_results_lie_in_columns_of_arguments(shape: Shape) -> None:
+    """Each in one of its own with cells of its size, as long as there are such columns."""
+    made = layout(shape)
+    sizes = {at: CELLS[name].size for name, at in zip(shape.args, made.args, strict=True)}
+    results = [CELLS[name].size for name in shape.results]
+    shared = [(at, size) for at, size in zip(made.results, results, strict=True) if at in sizes]
+    assert all(sizes[at] == size for at, size in shared)
+    assert len(set(made.results)) == len(made.results)
+    for size in set(results):
+        columns = list(sizes.values()).count(size)
+        assert len([one for _, one in shared if one == size]) == min(results.count(size), columns)
+
+
+@given(SHAPES, st.integers(1, 4))
+@tries(60)
+def test_a_smaller_scratch(shape: Shape, pages: int) -> None:
+    """It has as many pages at most, and rows in proportion; the columns are laid out alike."""
+    made, whole = layout(attrs.evolve(shape, pages=pages)), layout(shape)
+    assert made.pages <= pages
+    assert made.rows <= whole.rows <= 4 * (made.rows + 8) + 8 * (4 - pages) * made.rows
+    assert [at in made.args for at in made.results] == [at in whole.args for at in whole.results]
+
+
+@pytest.mark.parametrize(("pages", "rows"), [(4, 32), (1, 8)])
+def test_the_largest_signature_fits(pages: int, rows: int) -> None:
     """As many parameters and results as wasm allows, all of eight bytes, and nullable."""
     names = ("i64",) * VALUE_LIMIT
-    made = layout(Shape(names, names, nullable=True))
-    assert made.rows == 16
+    made = layout(Shape(names, names, nullable=True, pages=pages))
+    assert made.rows == rows
+    wasmtime.Module.validate(ENGINE, made.wasm)
+
+
+def test_eight_rows_fit_into_any_scratch() -> None:
+    """Where they need more pages than there may be, there are more."""
+    made = layout(Shape(("i64",) * VALUE_LIMIT, ("i32",) * VALUE_LIMIT, pages=1))
+    assert (made.rows, made.pages) == (8, 2)
     wasmtime.Module.validate(ENGINE, made.wasm)
 
 

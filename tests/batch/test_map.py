@@ -224,7 +224,7 @@ async def test_chunks_end_with_slices(real: WasmtimeKit) -> None:
         turns = snapshot(cache).loop.begun - before
         assert lease.fuel_consumed is not None
         whole = lease.fuel_consumed / config.yield_fuel
-        assert whole < turns < 1.1 * whole + 4
+        assert whole - 1 < turns < 1.1 * whole + 4  # the first slice takes no turn
 
 
 async def test_a_batch_lets_others_run(kit: Kit) -> None:

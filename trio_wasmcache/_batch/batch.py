@@ -18,10 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeGuard, final
 
+import attrs
+
 from .._abi.base import Binding, Value
 from .._abi.batching import Bulk
 from .._abi.gil import breathe, is_large
 from .._abi.plain import PlainAbi, PlainType, cell_name
+from .._core.config import WASM_PAGE
 from .._core.errors import GuestError, ResultTooLargeError
 from .._core.keys import FunctionKey
 from .._core.tally import NUMBER, SLOT
@@ -272,17 +275,27 @@ async def _map_numbers(
             exports["post"] = binding.post
         code, driver = call.bound.attached(shape) or (None, None)
         if code is None or driver is None:
-            code = await call.unless_ended(call.engine.driver, shape, call.bound.tier)
+            fitted = _fitted(call, shape)
+            code = await call.unless_ended(call.engine.driver, fitted, call.bound.tier)
             assert code is not None
             driver = call.attach(code, exports)
             small = None
             if not shape.nullable:
-                small = SmallBatches(binding, shape, driver, call.bound.total_fuel)
+                small = SmallBatches(binding, fitted, driver, call.bound.total_fuel)
             call.bound.note_attached(shape, code, driver, small)
         failing = None if errors is None else Failing(errors, misfits, code, exports)
-        batch = NumberChunks(call, driver, binding, layout(shape), columns, rows, sinks, failing)
+        made = layout(code.shape)
+        batch = NumberChunks(call, driver, binding, made, columns, rows, sinks, failing)
         await batch.run()
     return _together([sink.result() for sink in sinks])
+
+
+def _fitted(call: Call, shape: Shape) -> Shape:
+    """Return the shape, with a scratch with which the instance may be kept, if there is one."""
+    config = call.runner.config
+    room = min(config.max_instance_size, config.max_size) - call.native.measure()
+    pages = room // WASM_PAGE
+    return attrs.evolve(shape, pages=pages) if 0 < pages < shape.pages else shape
 
 
 async def _map_values(

@@ -579,21 +579,22 @@ class NumberChunks(Chunks):
         self._columns = columns
         self._numbers = sinks
         self._moving: list[tuple[Column, int]] = []
+        self._staying: list[tuple[Column, int]] = []
         self._nullable = any(one.nullable for one in columns)
         self._marks = self._nullable or any(sink.arrow for sink in sinks)
         self._valid = 0  # a bit for each row of the chunk, if `_marks`
         for one, at in zip(columns, layout.args, strict=True):
-            if one.rows is not None:
-                self._moving.append((one, at))
+            # The results of one chunk may lie where a scalar has to be for the next one.
+            moves = one.rows is not None or at in layout.results
+            (self._moving if moves else self._staying).append((one, at))
         if not begun:
             self._put_scalars()
 
     def _put_scalars(self) -> None:
         """Put what is the same for all chunks into the scratch."""
         self.driver.put(FIRST_AT, ZERO)
-        for one, at in zip(self._columns, self._layout.args, strict=True):
-            if one.rows is None:
-                self.driver.put(at, one.raw(0, min(self._layout.rows, self.rows)))
+        for one, at in self._staying:
+            self.driver.put(at, one.raw(0, min(self._layout.rows, self.rows)))
 
     def renew(self, driver: GuestDriver) -> None:
         super().renew(driver)

@@ -219,6 +219,7 @@ class Scalar(Column):
 
     def __init__(self, value: object) -> None:
         self._value = value
+        self._cells = memoryview(b"")  # of as many rows as a chunk had so far
         self.nullable = self.holds_none = value is None
 
     def use(self, cell: Cell) -> None:
@@ -230,8 +231,11 @@ class Scalar(Column):
         except Exception:
             raise MisfitError(0) from None
 
-    def raw(self, start: int, stop: int) -> bytes:
-        return self._data * (stop - start)
+    def raw(self, start: int, stop: int) -> memoryview:
+        size = len(self._data) * (stop - start)
+        if len(self._cells) < size:
+            self._cells = memoryview(self._data * (stop - start))
+        return self._cells[:size]
 
     def validity(self, _start: int, _stop: int, /) -> int | None:
         return 0 if self.nullable else None

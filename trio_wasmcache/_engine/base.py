@@ -423,6 +423,10 @@ class GuestDriver(Protocol):
 class DriverCode(Protocol):
     """A compiled driver, for any instance of its engine."""
 
+    @property
+    def shape(self) -> Any:
+        """What was compiled: a `Shape` or `MemoryShape`."""
+
     def attach(self, instance: Any, exports: Mapping[str, str | FromPart]) -> GuestDriver:
         """Return a driver that calls exports of an instance; the same one, if it has one already.
 

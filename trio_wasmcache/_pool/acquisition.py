@@ -302,7 +302,9 @@ class Acquisition:
             native = bound.native
             if native.yield_fuel != pool.config.yield_fuel:
                 native.set_yield_fuel(pool.config.yield_fuel)
+            before = bound
             bound = bind_metered(pool, self._group.share, bound.definition, instance.entry, native)
+            bound.keep_attached(before)
             instance.hold(bound, ready=True)
         return bound
 

@@ -157,21 +157,25 @@ class BoundFunction:
 
         self.recorded: bool = recorded
         """Whether each call needs a `Call` from its beginning, as it is noted."""
-        self._attached: tuple[Hashable, DriverCode, GuestDriver] | None = None
+        self._attached: dict[Hashable, tuple[DriverCode, GuestDriver]] | None = None
         self.small: Any = None
-        """`_batch.small.SmallBatches` with that driver; None: it can't begin small batches."""
+        """`_batch.small.SmallBatches` with such a driver; None: none was attached yet."""
 
     def attached(self, shape: Hashable) -> tuple[DriverCode, GuestDriver] | None:
-        """Return the driver that was used last, with its code, if it has that shape."""
-        found = self._attached
-        return None if found is None or found[0] != shape else found[1:]
+        """Return the driver that was attached for that shape, with its code."""
+        return None if self._attached is None else self._attached.get(shape)
 
     def note_attached(
         self, shape: Hashable, code: DriverCode, driver: GuestDriver, small: object
     ) -> None:
         """Keep a driver that calls this function, for `attached`, and what begins with it."""
-        self._attached = shape, code, driver
-        self.small = None if self.recorded else small
+        self._attached = {**(self._attached or {}), shape: (code, driver)}
+        if small is not None and not self.recorded:
+            self.small = small
+
+    def keep_attached(self, before: BoundFunction) -> None:
+        """Keep what was attached to the instance when its function was bound before."""
+        self._attached = before._attached
 
     @property
     def size(self) -> int:

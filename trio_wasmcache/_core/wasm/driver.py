@@ -6,6 +6,10 @@ function for each, and returns how many are done. Its memory, the *scratch*, hol
 
     | row | which | raw result | first row | validity, a bit a row | column | ... | result | ... |
 
+A result lies in the column of an argument with cells of its size, if there is one that no other
+result has: a row's arguments are read before its results are written, and never again. So a chunk
+has more rows, and each of them touches less memory.
+
 1. Before each call the driver writes the number of the row, so that a reader of the scratch, after
    a trap or between two slices, knows which row the guest is at.
 2. Columns have the layout of Python's buffers, an `i8` in one byte: the driver widens values that
@@ -26,8 +30,9 @@ from ..config import SCRATCH_LIMIT, WASM_PAGE
 from .editor import encode_module, name_bytes, section, sleb, uleb, vector
 from .types import VALUE_TYPES, Export, FuncType, Import, Limits
 
-ROWS_LIMIT: Final = 16_384
-"""Rows of a chunk, at most: bounds the work between two checks for other waiters."""
+ROWS_LIMIT: Final = 16_000
+"""Rows of a chunk, at most: bounds the work between two checks for other waiters. A single column
+of eight bytes a row takes two pages then, with its header."""
 ROW_AT: Final = 0
 WHICH_AT: Final = 4
 RAW_AT: Final = 8
@@ -108,6 +113,8 @@ class Shape:
     nullable: bool = False
     post: bool = False
     """Whether a function is called with the results of each row once they are stored."""
+    pages: int = SCRATCH_LIMIT // WASM_PAGE
+    """Pages of the scratch, at most, unless eight rows need more."""
 
     @property
     def signature(self) -> FuncType:
@@ -128,6 +135,7 @@ class Layout:
     args: tuple[int, ...]
     """Address of each column."""
     results: tuple[int, ...]
+    """Address of each column of results, which may be that of an argument."""
     wasm: bytes
     fuel_per_row: int
     """Fuel that the driver itself burns for a row, at most."""
@@ -136,16 +144,19 @@ class Layout:
 @functools.lru_cache(maxsize=256)
 def layout(shape: Shape) -> Layout:
     """Return the layout of a shape, with its driver. Columns are aligned to their cells."""
-    size = sum(CELLS[name].size for name in (*shape.args, *shape.results))
-    # Computed in bits, as validity takes one. A signature has at most 1000 parameters and as many
-    # results (`VALUE_LIMIT`), so that eight rows always fit.
-    rows = min(8 * (SCRATCH_LIMIT - VALIDITY_AT - 8) // (8 * size + 1), ROWS_LIMIT) // 8 * 8
+    shared = _shared_columns(shape)
+    own = [name for name, number in zip(shape.results, shared, strict=True) if number is None]
+    size = sum(CELLS[name].size for name in (*shape.args, *own))
+    # Computed in bits, as validity takes one.
+    room = 8 * (shape.pages * WASM_PAGE - VALIDITY_AT - 8)
+    rows = max(8, min(room // (8 * size + 1), ROWS_LIMIT) // 8 * 8)
     at = VALIDITY_AT + -(-rows // 64) * 8
     places = []
-    for name in (*shape.args, *shape.results):
+    for name in (*shape.args, *own):
         places.append(at)
         at += rows * CELLS[name].size
-    args, results = tuple(places[: len(shape.args)]), tuple(places[len(shape.args) :])
+    args, rest = tuple(places[: len(shape.args)]), iter(places[len(shape.args) :])
+    results = tuple(next(rest) if number is None else args[number] for number in shared)
     pages = -(-at // WASM_PAGE)
     body = _body(shape, args, results)
     signature, run = shape.signature, FuncType(("i32",), ("i32",))
@@ -170,6 +181,15 @@ def layout(shape: Shape) -> Layout:
     )
     # An instruction has at least one byte and burns at most one unit.
     return Layout(rows, pages, args, results, wasm, len(body))
+
+
+def _shared_columns(shape: Shape) -> list[int | None]:
+    """Return for each result the number of the argument in whose column it lies, or None."""
+    free: dict[int, list[int]] = {}  # {size of a cell: numbers of arguments, the first one last}
+    for number, name in reversed(list(enumerate(shape.args))):
+        free.setdefault(CELLS[name].size, []).append(number)
+    sizes = [CELLS[name].size for name in shape.results]
+    return [free[size].pop() if free.get(size) else None for size in sizes]
 
 
 # Locals: number of rows, the row, its offset in columns of 2, 4 and 8 bytes, and the results.
