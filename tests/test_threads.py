@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import math
+import os
+import subprocess
+import sys
 import threading
 from array import array
 from pathlib import Path
@@ -133,6 +136,53 @@ async def test_a_log_is_flushed_though_a_jump_would_end_the_wait(
 async def _set_soon(go: threading.Event) -> None:
     await trio.to_thread.run_sync(int)
     go.set()
+
+
+# Its first batch imports what maps batches in a thread, which waits in the middle of that until the
+# loop's thread forks. The child has 20 seconds to use the module, or ends by a signal.
+FORKING = """
+import importlib.abc, os, signal, sys, threading
+import trio, trio_wasmcache
+from trio_wasmcache import CacheConfig
+
+reached, forks, ended = threading.Event(), threading.Event(), []
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "trio_wasmcache._batch.row_loop":
+            reached.set()
+            assert forks.wait(60)
+
+async def fork():
+    await trio.to_thread.run_sync(reached.wait, 60)
+    os.register_at_fork(before=forks.set)  # before what was registered earlier
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        from trio_wasmcache._batch.batch import map_columns
+        os._exit(7)
+    ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+async def main():
+    sys.meta_path.insert(0, Finder())
+    async with trio_wasmcache.open_cache(CacheConfig()) as cache:
+        f = await cache.register("f", '(module (func (export "f") (param i64) (result i64)'
+                                 ' (local.get 0)))', args=("i64",), returns="i64")
+        async with f.acquire() as lease, trio.open_nursery() as nursery:
+            nursery.start_soon(fork)
+            assert list(await lease.map([[1, 2]])) == [1, 2]
+
+trio.run(main)
+sys.exit(ended[0])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_waits_for_an_import() -> None:
+    """The child of a program that forks during its first batch can make batches, too."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 7, done.stderr
 
 
 def test_threads_are_started_in_one_place() -> None:

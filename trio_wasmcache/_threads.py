@@ -1,4 +1,4 @@
-"""Runs functions in threads, while Trio's mock clock does not jump.
+"""Runs functions in threads, while Trio's mock clock does not jump; and imports modules there.
 
 `trio.testing.MockClock` with an `autojump_threshold` jumps to the next deadline when all tasks
 wait, even if one of them waits for a thread. So a deadline would pass because a module is being
@@ -7,7 +7,10 @@ compiled, which takes no time of that clock. `no_autojump` prevents that.
 
 from __future__ import annotations
 
+import importlib
 import math
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol, TypeGuard, TypeVar
@@ -44,6 +47,33 @@ async def run_in_thread(
         return await trio.to_thread.run_sync(
             function, *values, limiter=limiter, abandon_on_cancel=abandon_on_cancel
         )
+
+
+# Held while a module is imported in a thread, and while the process forks: the child would have a
+# half of the module, whose lock no thread would ever release.
+_importing = threading.RLock()
+
+
+def _import(name: str) -> None:
+    with _importing:
+        importlib.import_module(name)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_importing.acquire,
+        after_in_parent=_importing.release,
+        after_in_child=_importing.release,
+    )
+
+
+async def import_in_thread(name: str) -> None:
+    """Import a module of this library in a thread; a fork waits until it is there.
+
+    **Checkpoint:** always.
+    **Cancellation:** takes effect when the module is imported.
+    """
+    await run_in_thread(_import, name, limiter=trio.CapacityLimiter(1))
 
 
 def no_autojump() -> AbstractContextManager[None]:

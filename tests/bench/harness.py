@@ -10,6 +10,7 @@ caches (``--slow``), or instructions, in a process under valgrind (``--instructi
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import gc
 import os
@@ -61,6 +62,18 @@ class Way:
 
 
 WAY = Way()
+
+
+def cores() -> list[int]:
+    """Return the cores on which this process may run; none if the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def run_on(which: Iterable[int]) -> None:
+    """Have all threads of this process run on these cores, and those that they start."""
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            os.sched_setaffinity(int(thread.name), which)
 
 
 class SilentLogger:

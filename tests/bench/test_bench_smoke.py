@@ -9,10 +9,11 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from bench import engines, instructions, plot, readme
+from bench import engines, harness, instructions, plot, readme
 from bench.harness import BY_INSTRUCTIONS, Report, Result, medians
 
 ROOT = Path(__file__).parents[2]
@@ -206,3 +207,19 @@ def test_rows_in_engines_are_measured() -> None:
         "DuckDB: WasmUDF in SQL / its Python UDF"
     ]
     assert all(line.value > 0 for line in report.results)
+
+
+@pytest.mark.skipif(not harness.cores(), reason="the system does not say")
+def test_all_threads_run_on_one_core_and_on_all_again() -> None:
+    """Also those that are there already, such as the one in which a batch runs."""
+    every, asked, told = harness.cores(), threading.Event(), []
+    waiting = threading.Thread(target=lambda: asked.wait(60) and told.append(harness.cores()))
+    waiting.start()
+    harness.run_on(every[-1:])
+    try:
+        asked.set()
+        waiting.join()
+        assert [harness.cores(), *told] == [every[-1:], every[-1:]]
+    finally:
+        harness.run_on(every)
+    assert harness.cores() == every

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import importlib
 import math
 import operator
 import sys
@@ -72,7 +71,7 @@ from .._runtime.activity import Activity
 from .._runtime.bound import BoundFunction, Definition, Failure
 from .._runtime.call import Call
 from .._runtime.runner import context_of_call
-from .._threads import run_in_thread
+from .._threads import import_in_thread
 from .lent import Begun, Lent
 from .watching import Facts, Use, Watcher
 
@@ -719,7 +718,7 @@ class Lease(Generic[R_co]):
         self._check_thread("map", waits=True)
         max_failed = check_options(on_error, max_errors)
         if BATCH not in sys.modules:
-            await _import_batches()
+            await import_in_thread(BATCH)  # which takes some 15 ms
         bound, share = self._bound, self._group.share
         if self._ready is None or bound is None:
             raise self._unusable()
@@ -1517,11 +1516,6 @@ def _whole(what: str, value: object) -> int:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{what} must be an int, got {shown(value)}") from None
-
-
-async def _import_batches() -> None:
-    """Import what maps batches, in a thread, as that takes some 15 ms."""
-    await run_in_thread(importlib.import_module, BATCH, limiter=trio.CapacityLimiter(1))
 
 
 def lend_lease(
