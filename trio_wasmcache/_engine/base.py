@@ -107,6 +107,8 @@ class Artifact:
     """Memory mappings of a new instance."""
     module_mappings: int = 0
     """Memory mappings of the code, once loaded."""
+    load_time: int = 0
+    """Time that loading it takes, about (nanoseconds)."""
     offsets: CodeOffsets = UNMOVED
     """Map from offsets in the compiled module, which was edited first, to those in the module as it
     was given."""

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 # loop of a small machine, and never end in a forked process (`tests/bench/PROFILE.md` has more).
 # There are two slots, of which no group gets both, so that a group does not wait for another's.
 MAX_COMPILES = 2
-# Making code executable takes about 3 ms a MB: worth a thread hop (0.2 ms) from here on.
-LOAD_IN_THREAD = 256 * 1024
+# Time from which on code is made executable in a thread (nanoseconds). A hop takes half of it.
+LOAD_IN_THREAD = 500_000
 # Number of threads at the same time, for each kind of work. Each kind has a limiter of its own, so
 # that none waits for another kind, or for the limiter of Trio's threads: work of the application
 # may hold all of its tokens while it waits for this cache. None of the work here waits for
@@ -214,7 +214,7 @@ class WasmtimeEngine:
             await run_in_thread(keep, key, data, abandon_on_cancel=True, limiter=self._files)
 
     def load_nowait(self, artifact: Artifact, hosts: Sequence[HostImport]) -> WasmtimeModule | None:
-        if len(artifact.data) >= LOAD_IN_THREAD:
+        if artifact.load_time >= LOAD_IN_THREAD:
             return None
         engine = self.open(artifact.tier)
         module = WasmtimeModule(engine, artifact, tuple(hosts), self._tallies[artifact.tier])
