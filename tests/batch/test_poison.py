@@ -36,6 +36,7 @@ from trio_wasmcache import (
     TrapError,
     current_lease,
 )
+from trio_wasmcache._batch.chunks import LONG, NumberChunks
 from trio_wasmcache._batch.failures import COMPLETE, FUEL_LIMITS, KEPT
 from trio_wasmcache._core.wasm.driver import Shape, layout
 from trio_wasmcache._engine.fake.driver import FakeDriver
@@ -750,6 +751,31 @@ async def test_in_a_thread(real: WasmtimeKit, offload: int | None, isolation: st
         result = await lease.map([range(1000), divisors], on_error="null")
         wanted = [n // d if d else None for n, d in enumerate(divisors)]
         assert result == wanted
+
+
+@pytest.mark.parametrize("isolation", ["reuse", "fresh"])
+async def test_slices_of_another_instance(
+    real: WasmtimeKit, monkeypatch: pytest.MonkeyPatch, isolation: str
+) -> None:
+    """They are as long as those of the first one: longer in a thread, and not for a later call."""
+    config, fill, chunks = CacheConfig(offload_after=0), NumberChunks.fill, []
+
+    def watched(batch: NumberChunks) -> int:
+        in_thread = batch.job is not None and batch.job.in_thread
+        chunks.append((id(batch.native), in_thread))
+        assert batch.native.yield_fuel == (LONG if in_thread else 1) * config.yield_fuel
+        return fill(batch)
+
+    monkeypatch.setattr(NumberChunks, "fill", watched)
+    async with held(real, dividing(real), config, args=TWO, isolation=isolation) as (_, lease):
+        divisors = array("q", [1]) * (4 * CHUNK)
+        divisors[0] = divisors[CHUNK] = 0
+        await lease.map([range(4 * CHUNK), divisors], on_error="null")
+        assert lease.row_error_count == 2
+        assert native_of(lease).yield_fuel == config.yield_fuel
+    instances = dict.fromkeys(native for native, _ in chunks)
+    assert len(instances) == 3
+    assert [(native, True) in chunks for native in instances] == [False, True, True]
 
 
 async def test_other_tasks_run_in_between(real: WasmtimeKit) -> None:

@@ -316,6 +316,7 @@ class BufferColumn(Column):
         self._owner = owner
         # The bytes of a contiguous buffer are used as they are.
         self._flat = view.cast("B") if view.c_contiguous and self.rows else None
+        self._size = view.itemsize
 
     def use(self, cell: Cell) -> None:
         view = self._view
@@ -336,7 +337,7 @@ class BufferColumn(Column):
     def raw(self, start: int, stop: int) -> bytes | memoryview:
         if self._flat is None:
             return self._view[start:stop].tobytes()
-        size = self._view.itemsize
+        size = self._size
         return self._flat[start * size : stop * size]
 
     def values(self, start: int, stop: int) -> Sequence[object]:
