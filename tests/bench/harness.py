@@ -216,13 +216,18 @@ async def _count(
 
 
 async def interleave(
-    candidates: Mapping[str, Candidate | tuple[Candidate, int]], number: int, rounds: int
+    candidates: Mapping[str, Candidate | tuple[Candidate, int]],
+    number: int,
+    rounds: int,
+    *,
+    warmed: bool = False,
 ) -> dict[str, float]:
     """{name: median microseconds (or instructions) of one repetition that each candidate makes}.
 
     Args:
         candidates: with a number of their own where they are slow.
         number: repetitions in a round.
+        warmed: whether a repetition that is not measured comes before them, unless they are slow.
     """
     if WAY.counting is not None:
         return await _count(candidates, number, WAY.counting)
@@ -233,6 +238,8 @@ async def interleave(
             if WAY.slow:
                 n = min(n, SLOW_REPETITIONS)
                 evict_caches()
+            elif warmed:
+                await candidate(1)
             began = time.perf_counter()
             await candidate(n)
             times[name].append((time.perf_counter() - began) / n * 1e6)
