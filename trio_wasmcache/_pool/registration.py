@@ -40,6 +40,7 @@ from .._core.text import listed, printable, quoted, shown
 from .._core.tiers import BASELINE, OPTIMIZING, PROFILED, TIERED, Tier
 from .._core.wasm.admission import (
     Edits,
+    MoreEdits,
     Provided,
     check_counts,
     check_crossing,
@@ -1227,21 +1228,16 @@ class Compiler:
             *(_written(part.info, states.get(part.name)) for part in parts),
         )
         resets = declaration.isolation == RESET and obstacle is None
-        dumped = config.keep_dumps > 0
-        heap = heap_size(info, config.memory_limit, config.instance_stack_size)
-        initials = initials_of(info, declaration.given_to(info))
+        limits = config.memory_limit, config.table_limit
+        more = MoreEdits(
+            heap_size=heap_size(info, config.memory_limit, config.instance_stack_size),
+            initials=initials_of(info, declaration.given_to(info)),
+            reset=resets,
+            dumped=config.keep_dumps > 0,
+        )
         component = declaration.component
         if not layers and component is None:
-            edits = check_limits(
-                info,
-                what,
-                config.memory_limit,
-                config.table_limit,
-                initials=initials,
-                heap_size=heap,
-                reset=resets,
-                dumped=dumped,
-            )
+            edits = check_limits(info, what, *limits, **more)
             return edits if prepared is None else _prepared_edits(edits, USER, prepared)
         from .._core.wasm.graph import join_layers, limit_graph
 
@@ -1254,12 +1250,8 @@ class Compiler:
                 offset=0 if component is None else component.offset,
             ),
             what,
-            config.memory_limit,
-            config.table_limit,
-            initials=initials,
-            heap_size=heap,
-            reset=resets,
-            dumped=dumped,
+            *limits,
+            **more,
         )
         if prepared is None:
             return graph

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from attrs import field, frozen
 
@@ -126,8 +126,17 @@ class Edits:
     """What the ABI knows about new instances, see `Guest.state`."""
 
 
+class MoreEdits(TypedDict, total=False):
+    """Changes that do not come of the limits: fields of `Edits`."""
+
+    heap_size: int
+    initials: tuple[bytes, ...]
+    reset: bool
+    dumped: bool
+
+
 def check_limits(
-    info: ModuleInfo, what: str, memory_limit: int, table_limit: int, **more: Any
+    info: ModuleInfo, what: str, memory_limit: int, table_limit: int, **more: Unpack[MoreEdits]
 ) -> Edits:
     """Return the edits that make a module keep the limits.
 
@@ -146,7 +155,11 @@ def check_limits(
 
 
 def share_limits(
-    infos: Sequence[ModuleInfo], what: str, memory_limit: int, table_limit: int, **more: Any
+    infos: Sequence[ModuleInfo],
+    what: str,
+    memory_limit: int,
+    table_limit: int,
+    **more: Unpack[MoreEdits],
 ) -> tuple[Edits, ...]:
     """Return the edits that make modules keep the limits, which one instance has together.
 

@@ -16,12 +16,12 @@ no graph.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, Unpack
 
 from attrs import evolve, field, frozen
 
 from ..errors import ModuleTooLargeError
-from .admission import Edits, share_limits
+from .admission import Edits, MoreEdits, share_limits
 from .types import USER as USER, ExternType, GlobalType, Limits, ModuleInfo, TableType
 
 MEASURED: Final = frozenset(("memory", "table", "global"))
@@ -206,11 +206,7 @@ def limit_graph(
     what: str,
     memory_limit: int,
     table_limit: int,
-    *,
-    initials: tuple[bytes, ...] = (),
-    heap_size: int = 0,
-    reset: bool = False,
-    dumped: bool = False,
+    **more: Unpack[MoreEdits],
 ) -> Graph:
     """Return the graph with the edits that make it keep the limits.
 
@@ -219,10 +215,8 @@ def limit_graph(
         what: The function's name for messages.
         memory_limit: Bytes, all memories together.
         table_limit: Elements, all tables together.
-        initials: Initial value of each global that the user's module imports and that is not wired.
-        heap_size: Bytes that the exceptions of an instance may take; the heap is one for all parts.
-        reset: Whether its instances will be reset.
-        dumped: Whether its instances are dumped when a call fails.
+        **more: Further fields of the edits of each part; `initials`, of imported globals that are
+            not wired, and `heap_size`, of the one heap that all parts have, are of the user's.
 
     Raises:
         ModuleTooLargeError: The parts start over a limit, or one has too many imports.
@@ -233,12 +227,13 @@ def limit_graph(
                 f"{what} has {part.links} imports in one module, over {MAX_LINKS}: too many to "
                 "link for each instance"
             )
-    shares = share_limits([part.info for part in graph.parts], what, memory_limit, table_limit)
+    infos = [part.info for part in graph.parts]
     parts = []
-    for part, edits in zip(graph.parts, shares, strict=True):
-        edits = evolve(edits, reset=reset, dumped=dumped)
-        if part.name == USER:
-            edits = evolve(edits, initials=initials, heap_size=heap_size)
+    for part, edits in zip(
+        graph.parts, share_limits(infos, what, memory_limit, table_limit, **more), strict=True
+    ):
+        if part.name != USER:
+            edits = evolve(edits, initials=(), heap_size=0)
         parts.append(evolve(part, edits=edits))
     return evolve(graph, parts=tuple(parts))
 
