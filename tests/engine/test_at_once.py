@@ -16,9 +16,9 @@ from trio_wasmcache._engine.wasmtime import native
 from trio_wasmcache.testing import check_invariants
 
 ASYNCHRONOUS = {"wasmtime_instance_pre_instantiate_async", "wasmtime_linker_instantiate_async"}
-# A counter, so that a reset takes a restorer.
+# A counter, so that a reset takes a restorer; with a loop, so that its calls are sliced.
 COUNTS = """(global $n (mut i64) (i64.const 0)) (memory 1)
-    (func (export "f") (param i64) (result i64)
+    (func (export "f") (param i64) (result i64) (loop)
       (global.set $n (i64.add (global.get $n) (local.get 0))) (global.get $n))"""
 BUSY_START = """(global $n (mut i32) (i32.const 100000)) (start $s)
     (func $s (loop $l (global.set $n (i32.sub (global.get $n) (i32.const 1)))

@@ -120,6 +120,8 @@ class Artifact:
     """Code of each part of the graph, the given module's included."""
     tier: Tier = OPTIMIZING
     """Which compiler compiled all of it."""
+    bounded: frozenset[str] = frozenset()
+    """Names of the exports whose calls are short, whatever they do: see `_core/wasm/bounds`."""
     long_calls: dict[str, tuple[int, int]] = field(
         factory=dict, init=False, eq=False, repr=False, hash=False
     )

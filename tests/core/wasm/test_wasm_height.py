@@ -9,8 +9,9 @@ import pytest
 from trio_wasmcache import ModuleTooLargeError
 from trio_wasmcache._core.wasm import reader
 from trio_wasmcache._core.wasm.editor import encode_module
-from trio_wasmcache._core.wasm.height import HEIGHT_FROM, HEIGHT_LIMIT, Heights
+from trio_wasmcache._core.wasm.height import Heights
 from trio_wasmcache._core.wasm.reader import ExcessiveModuleError, FuncType, read_module
+from trio_wasmcache._core.wasm.types import HEIGHT_FROM, HEIGHT_LIMIT
 from trio_wasmcache.testing import open_fake_cache
 
 UDFS = Path(__file__).parents[2] / "udfs"

@@ -21,10 +21,6 @@ from typing import Final
 from .stack import instructions, leb, skip, skip_catches
 from .types import FuncType
 
-HEIGHT_FROM: Final = 16 * 1024
-"""Bytes of the smallest body of which the height is weighed."""
-HEIGHT_LIMIT: Final = 100_000_000
-"""Weight of all functions of a module, at most: 2 seconds for the compiler."""
 RUN_STEPS: Final = 64
 """Steps that reading a run of a thousand instructions counts as."""
 

@@ -17,16 +17,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .custom import custom_size, find_custom_sections
 from .formats import foreign
-from .height import HEIGHT_FROM, HEIGHT_LIMIT, RUN_STEPS, Heights
 from .stack import FUNCTION_LIMIT as FUNCTION_WEIGHT, MODULE_LIMIT as MODULE_WEIGHT, Weigher
 from .types import (
     ELEMENT_LIMIT as ELEMENT_LIMIT,
     GROWTH_LIMIT as GROWTH_LIMIT,
     HEADER as HEADER,
+    HEIGHT_FROM,
+    HEIGHT_LIMIT,
     ITEM_LIMITS as ITEM_LIMITS,
     ITEM_NAMES as ITEM_NAMES,
     KINDS as KINDS,
@@ -59,6 +60,9 @@ from .types import (
     TagType as TagType,
     UnsupportedFeatureError as UnsupportedFeatureError,
 )
+
+if TYPE_CHECKING:
+    from .height import Heights
 
 # Items, or instructions of constants, between two calls of `breathe`: about half a millisecond.
 BREATHS = 256
@@ -701,6 +705,8 @@ class _Reader:
 
     def weigh_height(self, size: int) -> None:
         """Refuse a body that is high on the stack where that costs time; see `height`."""
+        from .height import RUN_STEPS, Heights
+
         cursor = self.cursor
         if self.heights is None:
             self.heights = Heights(self.types, self.spaces["func"])

@@ -56,6 +56,12 @@ TABLE_GROW: Final = 15
 """Second number of `table.grow`."""
 SHORT: Final = 256
 """Largest constant length of a bulk instruction that is noted; it takes two bytes at most."""
+HEIGHT_FROM: Final = 16 * 1024
+"""Bytes of the smallest body of which the height is weighed; see `height`."""
+HEIGHT_LIMIT: Final = 100_000_000
+"""Weight of the heights of all functions of a module, at most: 2 seconds for the compiler."""
+BOUNDED_FUEL: Final = 1000
+"""Fuel that a call of a bounded function burns, at most; some microseconds. See `bounds`."""
 # Section ids in their required order; 0, custom, may stand anywhere.
 _ORDER: Final = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
 SECTION_RANKS: Final = {section: rank for rank, section in enumerate(_ORDER)}

@@ -15,8 +15,10 @@ from attrs import evolve
 from ..._core.errors import InvalidModuleError
 from ..._core.tiers import BASELINE, COMPILERS, Tier, tiers_for
 from ..._core.wasm.admission import Edits, table_elements
+from ..._core.wasm.bounds import bounded_exports
 from ..._core.wasm.bulk import can_charge
 from ..._core.wasm.custom import (
+    bodies_offset,
     keep_debug_sections,
     name_module,
     without_custom_sections,
@@ -131,6 +133,7 @@ def _compile_alone(
         edited = defer_start(edited, read_module(edited, breathe, weigh=False), START)
     ((data, code_size),) = make(tier, [edited])
     space, mappings = instance_reservation((info,), table_elements(info, edits), stack_size)
+    begin = first if edited is wasm else bodies_offset(edited)
     return Artifact(
         data,
         code_size,
@@ -143,6 +146,8 @@ def _compile_alone(
         load_time=_load_time(data, info),
         offsets=code_offsets(wasm, edited, len(info.functions), moves, first=first),
         tier=tier,
+        # By now it is known to be valid, and what is bounded is what runs.
+        bounded=bounded_exports(edited, info, begin),
     )
 
 

@@ -13,6 +13,9 @@ Nearly every call ends in its first slice, which is one synchronous step; so the
 signature share one frame. A call that continues keeps the frame until it ends. Calls that begin
 meanwhile take a spare frame, or make one.
 
+A *bounded* function (`_core/wasm/bounds`) is called by one synchronous step on the thread's own
+stack, for as long as nothing has its store sliced: `Frame.begin_bounded`.
+
 Cells are read and written through memoryviews of their types, which takes a third of the time of
 `struct`. Arguments of C functions are `bytes` or the results of `byref` and `from_param`, which
 ctypes passes on as they are; it would convert anything else in each call.
@@ -34,7 +37,7 @@ from ..._core.wasm.reader import FuncType
 from ..base import UNDER_WAY, InexactError, NoMemoryError
 from . import native
 from .errors import Ending, Offsets, ran_out, told_apart
-from .own_stack import room
+from .own_stack import may_run_here, note_ran_here, room
 from .store import RAISED, Begin, Store, take_raised
 
 Put: TypeAlias = Callable[[Sequence[object]], None]
@@ -54,12 +57,14 @@ Place: TypeAlias = "tuple[memoryview[Any], int]"
 class WasmtimeFunction:
     """See `GuestFunction`; made by `WasmtimeInstance.function`."""
 
-    __slots__ = ("call", "frame", "fuel", "fuel_for", "instance", "name", "where_left")
+    __slots__ = ("bounded", "call", "frame", "fuel", "fuel_for", "instance", "name", "where_left")
 
     def __init__(self, instance: Store, name: str, handle: bytes, frame: Frame) -> None:
         self.instance = instance
         self.name = name
         self.frame = frame
+        self.bounded = False
+        """Whether its calls are short and take little stack: see `_core/wasm/bounds`."""
         # What the native calls are given, as tuples that are there already.
         self.call = (instance.context, handle, *frame.call)
         self.where_left = (instance.context, frame.caller.left_ref)
@@ -71,7 +76,9 @@ class WasmtimeFunction:
 
     def bind(self, handle: bytes) -> None:
         """Have another handle: its instance has a new store."""
+        bounded = self.bounded
         self.__init__(self.instance, self.name, handle, self.frame)
+        self.bounded = bounded
 
     @property
     def type(self) -> FuncType:
@@ -80,6 +87,8 @@ class WasmtimeFunction:
     @property
     def begin(self) -> Begin:
         # Not kept here, where it would be a cycle for the garbage collector.
+        if self.bounded and self.instance.at_once:
+            return MethodType(self.frame.begin_bounded(), self)
         begin = MethodType(self.frame.begin, self)
         return self.instance.begin_of(begin, self) if self.instance.sampled else begin
 
@@ -161,7 +170,7 @@ class Caller:
 
     __slots__ = (
         *("frame", "fuel", "fuel_ref", "hosted", "left", "left_ref", "offsets", "spare", "type"),
-        *("long", "within"),
+        *("long", "ran", "within"),
     )
 
     def __init__(
@@ -173,6 +182,8 @@ class Caller:
         long_calls: LongCalls | None = None,
     ) -> None:
         self.long: LongCalls = {} if long_calls is None else long_calls
+        self.ran = False
+        """Whether a bounded function has run on the stack of its thread."""
         self.offsets, self.within = offsets, within  # see `Ending`
         self.type = signature
         self.hosted = hosted
@@ -196,16 +207,23 @@ class Caller:
         _, next_time = self.long.get(export, (0, FIRST_PAUSE))
         self.long[export] = next_time, min(2 * next_time, LONGEST_PAUSE)
 
-    def set_fuel(self, fuel: int) -> None:
-        """Let `fuel_ref` say this much from now on."""
+    def note_ran(self) -> None:
+        """Note that a bounded function has run on the stack of this thread."""
+        self.ran = True
+        note_ran_here()
+
+    def set_fuel(self, fuel: int) -> native.Ready:
+        """Let `fuel_ref` say this much from now on, and return it."""
         self.fuel, self.fuel_ref = fuel, c_uint64.from_param(fuel)
+        return self.fuel_ref
 
     def apart(self, function: WasmtimeFunction, values: Sequence[object], fuel: int) -> Any:
         """Begin a call while another's keeps `frame`; see `GuestFunction.begin`."""
         frame = self.spare.pop() if self.spare else Frame(self)
         twin = WasmtimeFunction(function.instance, function.name, function.call[1], frame)
         try:
-            return frame.begin(twin, values, fuel)
+            begin = frame.begin_bounded() if function.bounded else frame.begin
+            return begin(twin, values, fuel)
         finally:
             if not frame.busy:
                 frame.leave()
@@ -265,7 +283,7 @@ class Callers:
 class Frame(Ending):
     """What C reads and writes in one call, and how that begins."""
 
-    __slots__ = ("begin", "busy", "call", "caller", "function", "take")
+    __slots__ = ("_begin_bounded", "begin", "busy", "call", "caller", "function", "take")
 
     def __init__(self, caller: Caller) -> None:
         super().__init__(caller.offsets, caller.within)
@@ -294,6 +312,7 @@ class Frame(Ending):
         self.begin = self._make_begin(
             _putter(cells, params, places[: len(params)]), places[-1] if len(results) == 1 else None
         )
+        self._begin_bounded: Callable[[WasmtimeFunction, Sequence[object], int], Any] | None = None
 
     def _make_begin(
         self, put: Put, single: Place | None
@@ -378,6 +397,74 @@ class Frame(Ending):
 
         return begin
 
+    def begin_bounded(self) -> Callable[[WasmtimeFunction, Sequence[object], int], Any]:
+        """Return `GuestFunction.begin` for bounded functions, of modules without host functions.
+
+        Three native calls: fuel for this call, the call, on this thread's own stack, and the fuel
+        that is left. Where calls are sliced by now, `begin` makes it.
+        """
+        if self._begin_bounded is None:
+            self._begin_bounded = self._make_begin_bounded()
+        return self._begin_bounded
+
+    def _make_begin_bounded(self) -> Callable[[WasmtimeFunction, Sequence[object], int], Any]:
+        frame, caller, begin = self, self.caller, self.begin
+        trap, error, trap_ref = self.trap, self.error, self.trap_ref
+        set_fuel, call_bounded = native.hot_set_fuel, native.hot_call_bounded
+        get_fuel = native.hot_get_fuel
+        params, results = caller.type.params, caller.type.results
+        # Consecutive wasmtime_val_raw_t: the results take the place of the arguments. C doesn't ask
+        # what they are, so they must be of the function's own type, as those of a `Caller` are.
+        cells = bytearray(native.RAW_SIZE * max(len(params), len(results), 1))
+        codes, spots = _raw_layout(params + results, len(params))
+        views = {code: memoryview(cells).cast(code) for code in codes}  # type: ignore[call-overload]
+        places = [(views[code], at) for code, at in spots]
+        put = _putter(cells, params, places[: len(params)], native.RAW_SIZE, 0)
+        answer, at = places[-1] if len(results) == 1 else (None, 0)
+        take = self.take if answer else _taker(places[len(params) :])
+        count = _count(max(len(params), len(results)))
+        address = c_void_p.from_param(addressof(c_char.from_buffer(cells)))
+
+        def begin_bounded(function: WasmtimeFunction, values: Sequence[object], fuel: int) -> Any:
+            if frame.busy:
+                return caller.apart(function, values, fuel)
+            instance = function.instance
+            if instance.spent or not (instance.at_once and (caller.ran or may_run_here())):
+                return begin(function, values, fuel)
+            # As in `begin`.
+            frame.busy, begun, ended = True, False, False
+            try:
+                try:
+                    put(values)
+                except InexactError:
+                    raise
+                except Exception as misfit:
+                    raise _misfit(values, caller.type, misfit) from None
+                call = function.call
+                # In one step, as a signal's handler may make calls with other fuel.
+                ready = caller.fuel_ref if fuel == caller.fuel else caller.set_fuel(fuel)
+                instance.untouched, begun = False, True
+                set_fuel(call[0], ready)
+                problem = call_bounded(call[0], call[1], address, count, trap_ref)
+                if problem or trap:
+                    error.value = problem
+                    raise frame.take_error()
+                get_fuel(*function.where_left)
+                if not caller.ran:
+                    caller.note_ran()
+                result = answer[at] if answer else take()
+                ended = True
+                return result
+            finally:
+                # As in `begin`.
+                if ended or not begun:
+                    frame.busy = False
+                else:
+                    frame.function = function
+                    instance.future, instance.ending = 0, frame
+
+        return begin_bounded
+
     def leave(self) -> None:
         self.function = None
         self.busy = False
@@ -416,13 +503,39 @@ def _layout(
     return bytes(empty), tuple(dict.fromkeys(codes)), spots
 
 
-def _putter(cells: bytearray, types: Sequence[str], places: Sequence[Place]) -> Put:
+@functools.lru_cache(256)
+def _raw_layout(
+    types: tuple[str, ...], params: int
+) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
+    """Lay out raw cells, as `_layout` does others; the results are where the arguments are."""
+    codes = [native.VALUE_KINDS[name][1] for name in types]
+    spots = tuple(
+        (code, (number - params * (number >= params)) * native.RAW_SIZE // struct.calcsize(code))
+        for number, code in enumerate(codes)
+    )
+    return tuple(dict.fromkeys(codes)), spots
+
+
+def _putter(
+    cells: bytearray,
+    types: Sequence[str],
+    places: Sequence[Place],
+    size: int = native.VALUE_SIZE,
+    offset: int = native.VALUE_OFFSET,
+) -> Put:
     """Return what puts the values of a call into their cells; it raises if they do not fit.
 
     Only ints and floats are put there, of which C reads the number itself: an `__index__` could do
     anything in between, such as make another call with the same cells, or close the instance.
     (`isinstance` asks the value for its `__class__`, so it is `issubclass`.) Written out for up to
     two, where the loop would cost more than what it does.
+
+    Args:
+        cells: the memory of all cells.
+        types: of the values.
+        places: of the values.
+        size: of a cell.
+        offset: of the value in a cell.
     """
     kinds = [INTS if name[0] == "i" else NUMBERS for name in types]
     bases = [int if name[0] == "i" else float for name in types]
@@ -437,7 +550,7 @@ def _putter(cells: bytearray, types: Sequence[str], places: Sequence[Place]) -> 
             for number, (codec, kind, base, value) in enumerate(cells_of):
                 if type(value) not in kind and not issubclass(type(value), base):
                     raise InexactError
-                codec.pack_into(cells, number * native.VALUE_SIZE + native.VALUE_OFFSET, value)
+                codec.pack_into(cells, number * size + offset, value)
 
         return put
     if not places:

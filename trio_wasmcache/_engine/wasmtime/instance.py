@@ -13,6 +13,7 @@ from ..._core.config import WASM_PAGE
 from ..._core.errors import GuestError, LoadError
 from ..._core.wasm.admission import TABLE_ELEMENT_SIZE
 from ..._core.wasm.reader import PAGE_LIMIT, FuncType
+from ..._core.wasm.types import BOUNDED_FUEL
 from ..base import GuestDriver, Samples
 from . import native
 from .errors import told_apart
@@ -108,6 +109,7 @@ class WasmtimeInstance(Store):
                     self._fixed_size += elements * TABLE_ELEMENT_SIZE
 
         self.untouched = self.module.at_once and not self.sampled
+        self.at_once = self.untouched and self.yield_fuel >= BOUNDED_FUEL
 
     def renew(self) -> None:
         self.spent = True
@@ -170,6 +172,7 @@ class WasmtimeInstance(Store):
         # First, as it knows whether there is such an export.
         frame = self.module.callers.frame_of(name)
         made = WasmtimeFunction(self, name, self.export(name), frame)
+        made.bounded = name in self.plan.bounded
         self._functions += (made,)
         return made
 

@@ -59,6 +59,8 @@ NEW_IN_46 = "wasmtime_exnref_type"
 # wasmtime_val_t: a kind, and 24 bytes of value at offset 8 (crates/c-api/include/wasmtime/val.h).
 VALUE_SIZE = 32
 VALUE_OFFSET = 8
+# Size of a wasmtime_val_raw_t, which begins with the value.
+RAW_SIZE = 16
 # {value type: (kind, struct code)}
 VALUE_KINDS = {"i32": (0, "i"), "i64": (1, "q"), "f32": (2, "f"), "f64": (3, "d")}
 # wasmtime_valkind_t of a reference to a function.
@@ -688,6 +690,11 @@ hot_call_at_once: Callable[[Context, bytes, Ready, Ready, Ready, Ready, Ready], 
     _hot_slow["wasmtime_func_call"]
 )
 hot_call_at_once.restype = c_void_p  # type: ignore[attr-defined]
+# Without a look at the kinds of the values, in half of the time. For what takes a few microseconds,
+# whatever it does, so it keeps the GIL.
+hot_call_bounded: Callable[[Context, bytes, Ready, Ready, Ready], int | None] = _without_prototype(
+    "wasmtime_func_call_unchecked", c_void_p
+)
 hot_poll: Callable[[Ready], bool] = _hot_slow["wasmtime_call_future_poll"]
 hot_poll.restype = c_bool  # type: ignore[attr-defined]
 hot_delete: Callable[[Ready], None] = _without_prototype("wasmtime_call_future_delete", None)

@@ -57,6 +57,10 @@ class _Stack(threading.local):
 
     def __init__(self) -> None:
         self.low, self.size = _bounds()
+        self.ran = False
+        """Whether a bounded function has run on it."""
+        self.known = self.size > 0
+        """Whether this is a system on which guests may run on it."""
         self.context = ctypes.create_string_buffer(CONTEXT_SIZE)
         self.place = c_void_p.from_param(addressof(self.context))
         self.words = memoryview(self.context).cast("B").cast("Q")
@@ -129,6 +133,21 @@ def room() -> int:
         return 0
     left = here.pointer() - here.low
     return left if 0 < left <= here.size else 0
+
+
+def may_run_here() -> bool:
+    """Return whether a bounded function may be called next, on the stack of this thread.
+
+    It is not measured how much of it is left, which would take as long as the call: it takes no
+    more than a sliced call does. What wasmtime maps first is mapped here before the first one.
+    """
+    here = _HERE
+    return here.ran or (here.known and here.map_first())
+
+
+def note_ran_here() -> None:
+    """Note that a bounded function has run: what wasmtime maps first in this thread is mapped."""
+    _HERE.ran = True
 
 
 # Only one of our threads at a time changes the size that new threads' stacks have.

@@ -164,6 +164,8 @@ class Plan:
     """What is exported so that the state of its instances can be read."""
     dumped: DumpedPlan | None = None
     """What a dump of its instances has."""
+    bounded: frozenset[str] = frozenset()
+    """Names of its exports whose calls are short, whatever they do; none of a graph's."""
     starts_later: bool = False
     """Whether its start function is exported by `START`, and not run by instantiation."""
     abi_state: Mapping[str, Any] = field(factory=dict)
@@ -258,7 +260,14 @@ def make_plan(artifact: Artifact) -> Plan:
     info, edits, graph = artifact.info, artifact.edits, artifact.graph
     if graph is None:
         later, remedy = starts_later(info, edits), memory_remedy(*artifact.modules)
-        return _plan_of(info, edits, artifact.offsets, starts_later=later, remedy=remedy)
+        return _plan_of(
+            info,
+            edits,
+            artifact.offsets,
+            starts_later=later,
+            remedy=remedy,
+            bounded=artifact.bounded,
+        )
     plan = _plan_of(info, edits, artifact.offsets)
     parts = _plan_parts(graph)
     infos = [part.info for part in graph.parts]

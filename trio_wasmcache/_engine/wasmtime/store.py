@@ -1,10 +1,10 @@
 """A store of wasmtime: its context, limits and fuel, and what is under way in it.
 
 1. A store begins without a yield interval. Until it has one (`Store.sliced`), wasmtime makes
-   instances in it synchronously, at half of the cost, but can't interrupt guest code: nothing that
-   may run for long is called then. The first call sets the interval, and from then on only
-   asynchronous calls are possible. An instance that imports host functions needs these anyway, so
-   there the interval is set first.
+   instances and calls in it synchronously, at half of the cost, but can't interrupt guest code:
+   nothing that may run for long is called then. The first call of a function that is not bounded
+   sets the interval, and from then on only asynchronous calls are possible. An instance that
+   imports host functions needs these anyway, so there the interval is set first.
 2. One thing at a time is under way: a call future, and the *ending*, where C says how it ended.
 3. What C writes to must stay where it is while the future lives, so the ending is kept as long.
    Nothing of it is needed while nothing is under way.
@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, final
 
 from ..._core.errors import LoadError
 from ..._core.stack_room import check_headroom
+from ..._core.wasm.types import BOUNDED_FUEL
 from ..base import HostCall, keep_start
 from . import native
 from .errors import Ending, take_error
@@ -176,6 +177,7 @@ class Store:
         "_state",
         "_store",
         "answered",
+        "at_once",
         "context",
         "drivers",
         "ending",
@@ -201,6 +203,8 @@ class Store:
         self.yield_fuel = yield_fuel
         self.sliced = False
         """Whether calls yield after `yield_fuel`, and everything has to be asynchronous."""
+        self.at_once = False
+        """Whether bounded functions are called synchronously; not once calls are sliced."""
         self.untouched = False
         """Whether it is what any other new instance is: nothing was called or changed in it."""
         self.spent = False
@@ -242,6 +246,7 @@ class Store:
         Raises:
             LoadError: wasmtime would not; no guest code may run then.
         """
+        self.at_once = False
         if problem := native.context_fuel_async_yield_interval(self.context, self.yield_fuel):
             raise LoadError(f"wasmtime would not slice the calls of a store: {take_error(problem)}")
         self.sliced = True
@@ -286,6 +291,7 @@ class Store:
 
     def set_yield_fuel(self, fuel: int) -> None:
         self.yield_fuel = fuel
+        self.at_once &= fuel >= BOUNDED_FUEL
         if self.sliced:
             self.slice_calls()
 

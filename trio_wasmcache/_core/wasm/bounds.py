@@ -1,0 +1,219 @@
+"""Finds exported functions whose calls burn little fuel and take little stack, whatever they do.
+
+A call of such a *bounded* function is over before any slice is, so it needs no way to be
+interrupted. It has no loop, so each of its instructions is executed at most once.
+
+1. A function is bounded if all of its instructions are in `_FORMS`, and all functions that it calls
+   are bounded. There is no loop, no recursion, no call of an import or through a table, nothing
+   that works on a whole memory or table, nothing of exceptions, references or vectors.
+2. Each instruction counts as a unit of fuel, and so does each call by itself. wasmtime charges a
+   unit for most, and none for some.
+3. What a frame keeps is at most a slot for each parameter, result, local and instruction, so the
+   slots of all functions that are nested are bounded, too.
+4. Instructions are decoded one by one. An unknown one, or a form that compilers do not write, ends
+   it: then the function is not bounded.
+5. Only a few small functions are looked at, so that it takes no time to speak of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from .types import BOUNDED_FUEL, FuncType, ModuleInfo
+
+SLOTS_LIMIT: Final = 256
+"""Values that its frames keep, with those of the functions that it calls, at most."""
+BODY_LIMIT: Final = 512
+"""Bytes of its body, at most, and of each that it calls."""
+# Of each module, at most: instructions that are decoded, exported functions that are looked at, and
+# bodies that are skipped over to find them.
+_DECODED, _EXPORTS, _SKIPPED = 2000, 64, 4096
+# Calls that are nested, at most.
+_DEPTH: Final = 8
+
+_NONE, _NUMBER, _ACCESS, _FOUR, _EIGHT, _BLOCK, _CALL, _TABLE, _MISC = range(1, 10)
+# Types of values that take one slot: i32, i64, f32, f64; and, of blocks, no value.
+_SLOT_TYPES: Final = frozenset((0x7F, 0x7E, 0x7D, 0x7C))
+_BLOCK_TYPES: Final = _SLOT_TYPES | {0x40}
+_SLOT_NAMES: Final = frozenset(("i32", "i64", "f32", "f64"))
+_END: Final = 0x0B
+# i32.trunc_sat_f32_s up to i64.trunc_sat_f64_u, behind the prefix 0xfc.
+_TRUNCATIONS: Final = 8
+# Alignments of loads and stores; from here on, the number says that a memory is named, too.
+_ALIGNMENTS: Final = 0x40
+
+
+def _forms() -> bytes:
+    """Return what follows each opcode of one byte; 0 if no bounded function has it."""
+    forms = bytearray(256)
+    for form, ranges in {
+        # unreachable, nop, else, end, return, drop, select; comparisons, arithmetic, conversions.
+        _NONE: "00 01 05 0b 0f 1a 1b 45-c4",
+        # br, br_if, locals and globals, memory.size, i32.const, i64.const.
+        _NUMBER: "0c 0d 20-24 3f 41 42",
+        _ACCESS: "28-3e",
+        _FOUR: "43",
+        _EIGHT: "44",
+        _BLOCK: "02 04",
+        _CALL: "10",
+        _TABLE: "0e",
+        _MISC: "fc",
+    }.items():
+        for part in ranges.split():
+            first, _, last = part.partition("-")
+            for opcode in range(int(first, 16), int(last or first, 16) + 1):
+                forms[opcode] = form
+    return bytes(forms)
+
+
+_FORMS: Final = _forms()
+
+
+def bounded_exports(wasm: bytes, info: ModuleInfo, begin: int) -> frozenset[str]:
+    """Return the names of the exported functions that are bounded.
+
+    Args:
+        wasm: The module as it is compiled. It is valid, so no instruction is cut off.
+        info: What it declares. There may be more functions behind those.
+        begin: Offset of the first function body, with its size; 0: there is none.
+    """
+    if info.imported_functions or not begin:
+        return frozenset()
+    bounds = Bounds(wasm, info.functions, begin)
+    exports = [export for export in info.exports if export.kind == "func"][:_EXPORTS]
+    return frozenset(export.name for export in exports if bounds.find(export.index) is not None)
+
+
+class Bounds:
+    """Finds the bounds of the functions of one module; see `bounded_exports` for the arguments."""
+
+    def __init__(self, wasm: bytes, functions: Sequence[FuncType], begin: int) -> None:
+        self._wasm = wasm
+        self._functions = functions
+        # [(offset behind the size, offset of the end)] of each body up to the last that was asked.
+        self._bodies: list[tuple[int, int]] = []
+        self._next = begin
+        self._left = _DECODED
+        self._depth = 0
+        # {function: (fuel, slots) at most, or None}; also None while it is being found, so that a
+        # recursion has no bound.
+        self._found: dict[int, tuple[int, int] | None] = {}
+
+    def find(self, function: int) -> tuple[int, int] | None:
+        """Return the fuel and the slots of a call, at most; None if it is not bounded."""
+        if function not in self._found:
+            self._found[function] = None
+            if self._depth < _DEPTH:
+                self._depth += 1
+                self._found[function] = self._bound(function)
+                self._depth -= 1
+        return self._found[function]
+
+    def _bound(self, function: int) -> tuple[int, int] | None:
+        if function >= min(len(self._functions), _SKIPPED):
+            return None
+        kind = self._functions[function]
+        at, end = self._body(function)
+        if end - at > BODY_LIMIT or not _SLOT_NAMES.issuperset(kind.params + kind.results):
+            return None
+        slots, at = self._locals(at, end)
+        slots += len(kind.params) + len(kind.results)
+        return None if slots > SLOTS_LIMIT else self._instructions(at, end, slots)
+
+    def _instructions(self, at: int, end: int, slots: int) -> tuple[int, int] | None:
+        """Return the bound of a body, of which `slots` are known."""
+        data, forms = self._wasm, _FORMS
+        opcode, deepest = _END, 0
+        fuel = 1  # of the call by itself
+        while at < end:
+            opcode = data[at]
+            form = forms[opcode]
+            at += 1
+            fuel += 1
+            slots += 1
+            self._left -= 1
+            if form == _NONE:
+                continue
+            if self._left < 0:
+                return None
+            if form == _NUMBER:
+                at = self._skip_number(at)
+            elif form == _ACCESS:
+                if data[at] >= _ALIGNMENTS:
+                    return None
+                at = self._skip_number(at + 1)
+            elif form == _CALL:
+                number, at = self._number(at)
+                called = self.find(number)
+                if called is None:
+                    return None
+                fuel += called[0]
+                deepest = max(deepest, called[1])
+            elif form == _BLOCK:
+                if data[at] not in _BLOCK_TYPES:
+                    return None
+                at += 1
+            elif form == _FOUR:
+                at += 4
+            elif form == _EIGHT:
+                at += 8
+            elif form == _TABLE:
+                number, at = self._number(at)
+                if number > BODY_LIMIT:
+                    return None
+                for _ in range(number + 1):
+                    at = self._skip_number(at)
+            elif form == _MISC and data[at] < _TRUNCATIONS:
+                at += 1
+            else:
+                return None
+        slots += deepest
+        if at != end or opcode != _END or fuel > BOUNDED_FUEL or slots > SLOTS_LIMIT:
+            return None
+        return fuel, slots
+
+    def _locals(self, at: int, end: int) -> tuple[int, int]:
+        """Return the number of locals of a body, and the offset of its first instruction.
+
+        Of any that takes more than a slot, or is unknown, more than there may be.
+        """
+        data = self._wasm
+        groups, at = self._number(at)
+        count = 0
+        for _ in range(groups):
+            if at >= end:
+                return SLOTS_LIMIT + 1, at
+            number, at = self._number(at)
+            count += number
+            if data[at] not in _SLOT_TYPES:
+                return SLOTS_LIMIT + 1, at
+            at += 1
+        return count, at
+
+    def _body(self, function: int) -> tuple[int, int]:
+        while len(self._bodies) <= function:
+            size, at = self._number(self._next)
+            self._next = at + size
+            self._bodies.append((at, at + size))
+        return self._bodies[function]
+
+    def _number(self, at: int) -> tuple[int, int]:
+        """Return a number, and the offset behind it."""
+        data = self._wasm
+        byte = data[at]
+        if byte < 0x80:
+            return byte, at + 1
+        value = shift = 0
+        while byte >= 0x80:
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            at += 1
+            byte = data[at]
+        return value | byte << shift, at + 1
+
+    def _skip_number(self, at: int) -> int:
+        data = self._wasm
+        while data[at] >= 0x80:
+            at += 1
+        return at + 1
