@@ -429,7 +429,7 @@ LARGE = large_module(600)
 
 ADDITION = '(func $f (export "f") (param i64) (result i64) (i64.add (local.get 0) (i64.const 1)))'
 EXPORTS = "".join(f'(export "e{number}" (func $f))' for number in range(1000))
-IMPORTS = "".join(f'(import "a" "i{number}" (func))' for number in range(40))
+IMPORTS = "".join(f'(import "a" "i{number}" (func))' for number in range(60))
 SLOWLY_LOADED = {
     "code": LARGE,
     "exports": wat(f"(module {ADDITION} {EXPORTS})"),

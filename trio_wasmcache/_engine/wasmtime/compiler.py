@@ -63,7 +63,7 @@ BREATH_EVERY = 0.0005
 # Time that loading takes beside a nanosecond for each byte of code at rest (nanoseconds, with cold
 # caches): for each export, or global, which may become one; for each parameter or result of a type;
 # and for each import, with its host function.
-EXPORT_TIME, VALUE_TIME, IMPORT_TIME = 600, 200, 15_000
+EXPORT_TIME, VALUE_TIME, IMPORT_TIME = 600, 200, 10_000
 
 
 class CompileLimitError(InvalidModuleError):

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ctypes import c_void_p
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
@@ -96,13 +96,40 @@ class HostTable:
         }
         """{type of an export: number of the arm that calls it}"""
 
-    def define(self, linker: int) -> list[str]:
-        """Define all of them in a linker; return the messages of what could not be."""
+    def define(self, linker: int, names: Iterable[tuple[str, str, int]] | None = None) -> list[str]:
+        """Define host functions in a linker; return the messages of what could not be.
+
+        Args:
+            linker: where they are defined.
+            names: module, name and index of each; None: all of them, by their own names.
+        """
+        if names is None:
+            names = [(host.module, host.name, index) for index, host in enumerate(self.imports)]
+        # Making one takes longer than all the rest, and many functions have the same.
+        made: dict[FuncType, int] = {}
         problems = []
-        for index, host in enumerate(self.imports):
-            problem = self.define_as(linker, index, host.module, host.name)
-            if problem is not None:
-                problems.append(problem)
+        try:
+            for module, name, index in names:
+                type = self.types[index]
+                if type not in made:
+                    made[type] = _function_type(type)
+                raw_module, raw_name = module.encode(), name.encode()
+                error = native.linker_define_async_func(
+                    linker,
+                    raw_module,
+                    len(raw_module),
+                    raw_name,
+                    len(raw_name),
+                    made[type],
+                    _CALLBACK,
+                    index + 1,  # a null pointer would arrive as None
+                    None,
+                )
+                if error:
+                    problems.append(take_error(error))
+        finally:
+            for function_type in made.values():
+                native.wasm_functype_delete(function_type)
         return problems
 
     def put(self, index: int, values: Sequence[object], results: int) -> None:
@@ -113,24 +140,6 @@ class HostTable:
         data = self.results[index].pack(*packed)
         if data:
             ctypes.memmove(results, data, len(data))
-
-    def define_as(self, linker: int, index: int, module: str, name: str) -> str | None:
-        """Define one of them in a linker by a name; return the message if it could not be."""
-        raw_module, raw_name = module.encode(), name.encode()
-        function_type = _function_type(self.types[index])
-        error = native.linker_define_async_func(
-            linker,
-            raw_module,
-            len(raw_module),
-            raw_name,
-            len(raw_name),
-            function_type,
-            _CALLBACK,
-            index + 1,  # a null pointer would arrive as None
-            None,
-        )
-        native.wasm_functype_delete(function_type)
-        return take_error(error) if error else None
 
 
 # {number in the store's data: (store, host imports)} of the stores whose guests have such imports.

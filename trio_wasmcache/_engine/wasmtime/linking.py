@@ -127,8 +127,7 @@ def define_hosts(linker: int, names: Iterable[tuple[str, str, int]], hosts: Host
         names: module, name and index of each.
         hosts: the host functions.
     """
-    named = (hosts.define_as(linker, at, *name) for *name, at in names)
-    if problems := [problem for problem in named if problem is not None]:
+    if problems := hosts.define(linker, names):
         raise LinkError("; ".join(problems))
 
 
