@@ -328,7 +328,9 @@ class Lease(Generic[R_co]):
         function = pool.exact.get((self._name, self._args))  # type: ignore[arg-type]
         if function is None or self._warm or pool.exits.pending:
             return False
-        entry = function.entries.get(self._group.record)
+        group, entry = self._group.record, function.lone_entry
+        if entry is None or entry.group is not group:
+            entry = function.many_entries.get(group)
         return entry is not None and bool(entry.waiting)
 
     def _leave_line(self, _: RaiseCancelT) -> Abort:
@@ -642,9 +644,9 @@ class Lease(Generic[R_co]):
             uses = bound.entry.uses
             uses.fuel += burnt  # `UseStats.add`, written out
             try:
-                uses.counts[burnt.bit_length()] += 1
-            except KeyError:
-                uses.count_in(burnt.bit_length())
+                uses.few[burnt.bit_length()] += 1
+            except (IndexError, ValueError):
+                uses.count_few(burnt.bit_length())
         if bound.lift is None:
             return result  # type: ignore[no-any-return]
         return self._lifted(bound, bound.lift, result, values)  # type: ignore[no-any-return]

@@ -76,7 +76,7 @@ class Promoter:
         # {module that the optimizing compiler has not had: its functions}
         self._users: dict[CachedModule, dict[FunctionRecord, None]] = {}
         self._entries: dict[Entry, None] = {}  # of promoted functions, with instances left over
-        self._seen = 0  # number of the last rest that `look` has seen
+        self._seen: float = 0  # number of the last rest that `look` has seen
         self._is_due = self._is_freed = trio.Event()  # that each of the two tasks waits for
         self._scope = trio.CancelScope()  # around a compile
         self._compiling: CachedModule | None = None

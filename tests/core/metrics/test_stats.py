@@ -441,3 +441,19 @@ def test_stats_are_frozen() -> None:
         before.per_function["f(i64)"] = before.per_function["f(i64)"]  # type: ignore[index]
     with pytest.raises(KeyError):
         before.per_group["none"]
+
+
+def test_more_than_a_byte_holds_are_counted() -> None:
+    """Also in a copy of plain values, and beside values with more bits than there are bytes for."""
+    uses, copied = UseStats(), UseStats()
+    for _ in range(700):
+        uses.add(HOLDS, 5)
+        uses.add(FUELS, 2**64 - 1)
+    uses.add(HOLDS, 2**60)
+    uses.add(LOADS, 2**40)
+    copied.take(uses.freeze(0))
+    for one in (uses, copied, uses.copy()):
+        assert one.distribution(HOLDS) == Distribution(3500 + 2**60, {3: 700, 61: 1})
+        assert one.distribution(FUELS) == Distribution(700 * (2**64 - 1), {64: 700})
+        assert one.distribution(LOADS) == Distribution(2**40, {41: 1})
+        assert one.calls == 700

@@ -108,7 +108,7 @@ def test_a_wait_that_is_refused_does_not_begin() -> None:
     bench = Bench()
     waits, task = Waits(), Task()
     request = Request(Entry(bench.function("f"), bench.main), task)
-    request.entry.claims[request] = None
+    request.entry.claim(request)
     waits.held[request] = None
     for resource, words in (
         (request.entry, "an instance of f(i64) in group 'main'"),
@@ -128,7 +128,7 @@ def test_a_claim_that_is_free_is_nobodys() -> None:
     """An entry that could serve another at once is no reason to despair."""
     bench = Bench()
     request = Request(Entry(bench.function("f", concurrency=2), bench.main), "anna")
-    request.entry.claims[request] = None
+    request.entry.claim(request)
     waits = Waits()
     assert waits.chain("anna", request.entry) is None
     waits.begin("anna", request.entry)

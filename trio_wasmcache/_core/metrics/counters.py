@@ -11,12 +11,15 @@
    - leases that did not wait = leases granted - waits recorded;
    - calls that ended in their first slice = calls - runs recorded.
 4. Merging loses nothing: the sum of two is the same as one that recorded all events of both.
+5. Where many entries are used in turn, a hit finds nothing of its entry in the processor's caches.
+   So what it counts are bytes side by side, and not numbers of Python's at places of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain, compress
 from typing import TypeVar, final
 
 from attrs import Factory, frozen
@@ -32,7 +35,6 @@ def microseconds(seconds: float) -> int:
 
 
 # Kinds of values. A value is counted at its kind plus its number of bits, which is below `SPAN`.
-# The kinds of every hit come first, as Python keeps numbers up to 256 ready.
 SPAN = 128
 FUELS, HOLDS, WAITS, LOADS, RUNS, COMPILES = range(0, 6 * SPAN, SPAN)
 # {kind: name of its sum}
@@ -44,7 +46,18 @@ SUMS = {
     RUNS: "run",
     COMPILES: "compile",
 }
+# What nearly all entries count, each in a byte of `UseStats.few`: {kind: numbers of bits}. Fuel has
+# at most 64 bits; longer holds than 2 years, and loads than 4 s, are among the rest.
+COMMON = {FUELS: 65, LOADS: 23, HOLDS: 47}
+# The place of each of these bytes; HOLDS come last, so a longer one is found to have no byte.
+PLACES = [kind + bits for kind, number in COMMON.items() for bits in range(number)]
+FEW = len(PLACES)
+# {kind: its first byte}
+BYTES = {kind: PLACES.index(kind) for kind in COMMON}
+FEW_HOLDS = BYTES[HOLDS]
+MOST = 255
 # Shared while there is nothing to count: most have no errors, and a new one has nothing at all.
+NO_FEW: bytearray = bytearray()
 NO_COUNTS: dict[int, int] = {}
 NO_ERRORS: dict[str, int] = {}
 
@@ -68,7 +81,7 @@ class Distribution:
 class UseStats:
     """Uses of one entry, or of several together: acquires, instances and calls.
 
-    One object and one dictionary hold all six distributions, as every entry has and keeps them.
+    One object, and the bytes `few`, hold all six distributions of most entries.
     """
 
     __slots__ = (
@@ -78,9 +91,11 @@ class UseStats:
         "continued",
         "counts",
         "errors",
+        "few",
         "fuel",
         "held",
         "hold",
+        "hold_of_hits",
         "load",
         "misses",
         "run",
@@ -118,11 +133,16 @@ class UseStats:
         self.errors: dict[str, int] = errors
         """{name of the error's type: acquires and calls that ended with it}."""
         self.counts: dict[int, int] = counts
-        """{kind + bits: number of values of that kind with that many bits}."""
+        """{kind + bits: number of values of that kind with that many bits}, without `few`."""
+        self.few: bytearray = NO_FEW
+        """Numbers of values at `PLACES` that are not in `counts` yet, as each fits into a byte."""
         self.fuel: int = fuel
         """Units of fuel of all calls that are over, as all sums here."""
         self.hold: int = hold
-        """Time from grant to recycle (microseconds)."""
+        """Time from grant to recycle (microseconds), without `hold_of_hits`."""
+        self.hold_of_hits: float = 0.0
+        """The same, as hits have added it: a whole number, but a float as `Instance.rested` is.
+        It is exact for 285 years of holds."""
         self.wait: int = wait
         """Time from request to grant (microseconds), of leases that were not granted at once."""
         self.load: int = load
@@ -134,9 +154,27 @@ class UseStats:
 
     def add(self, kind: int, value: int) -> None:
         """Record a value of that kind, which is not negative."""
-        name = SUMS[kind]
+        name, bits = SUMS[kind], value.bit_length()
         setattr(self, name, getattr(self, name) + value)
-        self.count_in(kind + value.bit_length())
+        if bits < COMMON.get(kind, 0):
+            self.count_few(BYTES[kind] + bits)
+        else:
+            self.count_in(kind + bits)
+
+    def count_few(self, at: int) -> None:
+        """Count one more value at a place of `PLACES`, or a hold beyond these.
+
+        Mostly ``few[at] += 1`` does, unless that raises `IndexError` or `ValueError`.
+        """
+        if at >= FEW:
+            self.count_in(HOLDS + at - FEW_HOLDS)
+            return
+        if self.few is NO_FEW:
+            self.few = bytearray(FEW)
+        if self.few[at] == MOST:
+            self.count_in(PLACES[at], MOST)
+            self.few[at] = 0
+        self.few[at] += 1
 
     def count_in(self, place: int, count: int = 1) -> None:
         """Count `count` more values at `place`; the caller adds them to the sum."""
@@ -144,16 +182,30 @@ class UseStats:
             self.counts = {}
         self.counts[place] = self.counts.get(place, 0) + count
 
+    def _counted(self) -> Iterable[tuple[int, int]]:
+        """Return (place, number of values) pairs, of which two may have the same place."""
+        few = self.few
+        return chain(
+            self.counts.items(), zip(compress(PLACES, few), filter(None, few), strict=True)
+        )
+
     def count(self, kind: int) -> int:
         """Return the number of values of that kind."""
-        return sum(n for place, n in self.counts.items() if kind <= place < kind + SPAN)
+        return sum(n for place, n in self._counted() if kind <= place < kind + SPAN)
 
     def distribution(self, kind: int) -> Distribution:
         """Return all values of that kind."""
-        buckets = {
-            place - kind: n for place, n in self.counts.items() if kind <= place < kind + SPAN
-        }
-        return Distribution(getattr(self, SUMS[kind]), buckets)
+        buckets: dict[int, int] = {}
+        for place, n in self._counted():
+            if kind <= place < kind + SPAN:
+                buckets[place - kind] = buckets.get(place - kind, 0) + n
+        total = self.all_hold if kind == HOLDS else getattr(self, SUMS[kind])
+        return Distribution(total, buckets)
+
+    @property
+    def all_hold(self) -> int:
+        """Time from grant to recycle (microseconds), of all leases that have ended."""
+        return self.hold + int(self.hold_of_hits)
 
     @property
     def granted(self) -> int:
@@ -169,7 +221,7 @@ class UseStats:
     def calls(self) -> int:
         """Number of calls begun. Calls that end in their first slice are found by their fuel."""
         calls = self.continued
-        for place, count in self.counts.items():
+        for place, count in self._counted():
             if place < FUELS + SPAN:
                 calls += count
             elif RUNS <= place < RUNS + SPAN:
@@ -195,26 +247,23 @@ class UseStats:
         self.continued += other.continued
         self.seat_hits += other.seat_hits
         self.fuel += other.fuel
-        self.hold += other.hold
+        self.hold += other.all_hold
         self.wait += other.wait
         self.load += other.load
         self.run += other.run
         self.compile += other.compile
         for name, count in other.errors.items():
             self.note_error(name, count)
-        if self.counts is NO_COUNTS:
-            self.counts = other.counts.copy() if other.counts else NO_COUNTS
-            return
-        counts = self.counts
-        for place, count in other.counts.items():
-            counts[place] = counts.get(place, 0) + count
+        for place, count in other._counted():
+            self.count_in(place, count)
 
     def clear(self, held: int = 0) -> None:
         """Reset all counts while `held` leases are held."""
         self.misses = self.blocks = self.continued = self.seat_hits = 0
         self.carried = held
         self.fuel = self.hold = self.wait = self.load = self.run = self.compile = 0
-        self.errors, self.counts = NO_ERRORS, NO_COUNTS
+        self.hold_of_hits = 0.0
+        self.errors, self.counts, self.few = NO_ERRORS, NO_COUNTS, NO_FEW
 
     def copy(self) -> UseStats:
         """Return a copy."""
@@ -229,23 +278,25 @@ class UseStats:
         garbage collector busy for longer than it takes to make them.
         """
         frozen = [self.misses, self.blocks, held, self.carried, self.continued, self.seat_hits]
-        frozen += (self.fuel, self.hold, self.wait, self.load, self.run, self.compile)
+        frozen += (self.fuel, self.all_hold, self.wait, self.load, self.run, self.compile)
         frozen += self.counts
+        frozen += compress(PLACES, self.few)
         frozen += self.counts.values()
+        frozen += filter(None, self.few)
         return frozen, self.errors.copy() if self.errors else NO_ERRORS
 
     def take(self, frozen: Frozen) -> None:
         """Add all counts of a value returned by `freeze`."""
         numbers, errors = frozen
         counters, middle = numbers[:COUNTERS], (len(numbers) + COUNTERS) // 2
-        counts = dict(zip(numbers[COUNTERS:middle], numbers[middle:], strict=True))
         misses, blocks, held, carried, continued, seats, *sums = counters
-        self.merge(
-            UseStats(misses, blocks, held, carried, continued, seats, {**errors}, counts, *sums)
-        )
+        self.merge(UseStats(misses, blocks, held, carried, continued, seats, {**errors}, {}, *sums))
+        for place, count in zip(numbers[COUNTERS:middle], numbers[middle:], strict=True):
+            self.count_in(place, count)
 
 
-# Counters and sums; then the places of values, and the number in each place. And errors.
+# Counters and sums; then the places of values, and the number for each, to be added up where one is
+# there twice. And errors.
 Frozen = tuple[list[int], Mapping[str, int]]
 # Number of counters and sums.
 COUNTERS = 6 + len(SUMS)
@@ -311,7 +362,7 @@ class Snapshot:
         result = add_up(self.sums.values())
         for uses in self.functions.values():
             result.compile += uses.compile
-            for place, count in uses.counts.items():
+            for place, count in uses.counts.items():  # compilations are never among the few
                 if place >= COMPILES:
                     result.count_in(place, count)
         return result

@@ -210,7 +210,7 @@ class _Rendering:
         rows = list(zip(*residents.columns, strict=True))
         for instance, row in zip(residents.instances, rows, strict=True):
             module = instance.module
-            self._rested[module] = max(self._rested.get(module, 0), row[4])
+            self._rested[module] = max(self._rested.get(module, 0), int(row[4]))
         return (
             _List("groups", groups, _same, lambda it: len(it.group)),
             _List(
@@ -306,9 +306,9 @@ class _Rendering:
             uses_before=uses_before,
             created_at_seconds=instance.created_at,
             last_used_at_seconds=last_used,
-            rest=rested,
+            rest=int(rested),
             due_at_seconds=self.copy.residents.keep_alive.due.get(instance),
-            **self.copy.residents.order.of_instance(instance, rested),
+            **self.copy.residents.order.of_instance(instance, int(rested)),
         )
 
     def _request(self, made: tuple[UnderWay, Any]) -> SnapshotRequest:

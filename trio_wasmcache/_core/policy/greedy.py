@@ -267,7 +267,7 @@ class GreedyDual:
         module = instance.module
         self._doubt_other(module, None)
         if any(other in self._sizes.parts.entries for other in module.instances):
-            self._last[module] = max(self._last.get(module, 0), instance.rested)
+            self._last[module] = max(self._last.get(module, 0), rested(instance))
             self._doubt_module(module, True)
             return
         self._last.pop(module, None)

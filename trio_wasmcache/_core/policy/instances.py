@@ -25,6 +25,7 @@ from .order import Allowed, EvictionOrder
 from .records import (
     DROPS,
     GRANTED,
+    NO_ENTRIES,
     Closable,
     Entry,
     FunctionRecord,
@@ -123,8 +124,8 @@ class Instances:
         self._parked: dict[tuple[FunctionRecord, GroupRecord], Entry] = {}
         """Vacant entries whose counts are not collected yet. Where nothing is kept, each acquire
         makes an entry, and would otherwise collect the counts every time."""
-        self.rests: int = 0
-        """Number of times an instance became idle so far."""
+        self.rests: float = 0.0
+        """Number of times an instance became idle so far; a float, as `Instance.rested` is."""
         self._numbers = 0
         self._drops = 0
         self._altered: set[Instance] = set()
@@ -155,7 +156,7 @@ class Instances:
             frozenset(self._paired),
             sum(self.evictions.values()),
             self._numbers,
-            self.rests,
+            int(self.rests),
             self._drops,
         )
 
@@ -215,7 +216,7 @@ class Instances:
             if instance.state is IDLE:
                 self.ledger.suspend(instance)
                 self.lru.touch(instance)
-                instance.entry.idle.append(instance)
+                instance.entry.push(instance)
                 instance.entry.last_used = instance.last_used
         evictable = [it for it in whole.modules if it.evictable is not None]
         for module in sorted(evictable, key=_evictable):
@@ -227,7 +228,7 @@ class Instances:
                 if instance.rested:
                     self.reservations.entered(instance)
         of_modules = {modules[it.module_number]: it for it in whole.modules}
-        self.order.restore(found, of_modules, whole.orders, self.rests)
+        self.order.restore(found, of_modules, whole.orders, whole.head.rests)
         self.keep_alive.restore(
             whole.head.idle_times,
             {functions[_key(it)]: it.idle_times for it in whole.functions},
@@ -246,10 +247,15 @@ class Instances:
 
     def entry(self, function: FunctionRecord, group: GroupRecord) -> Entry:
         """Return the entry of `function` in `group`; make it if there is none."""
-        entry = function.entries.get(group)
+        entry = function.lone_entry
+        if entry is None or entry.group is not group:
+            entry = function.many_entries.get(group)
         if entry is None:
             entry = self._parked.pop((function, group), None) or Entry(function, group)
-            function.entries[group] = entry
+            if function.many_entries is NO_ENTRIES and function.lone_entry is None:
+                function.lone_entry = entry
+            else:
+                function.add_entry(entry)
             group.entries[entry] = None
             self.entries[entry] = None
         return entry
@@ -259,7 +265,10 @@ class Instances:
         if entry.vacant and entry in self.entries:
             del self.entries[entry]
             del entry.group.entries[entry]
-            del entry.function.entries[entry.group]
+            if entry.function.lone_entry is entry:
+                entry.function.lone_entry = None
+            else:
+                entry.function.remove_entry(entry)
             entry.last_used = None
             if entry.function.retired or entry.group.closed:
                 self._collect(entry)
@@ -340,7 +349,7 @@ class Instances:
 
         return is_used
 
-    def used_since(self, rest: int) -> list[FunctionRecord]:
+    def used_since(self, rest: float) -> list[FunctionRecord]:
         """Return the functions of which an instance became idle after that rest."""
         found: dict[FunctionRecord, None] = {}
         member, lru = self.lru.before, self.lru
@@ -385,7 +394,7 @@ class Instances:
         state = TRANSITIONS[instance.state][ACQUIRE]
         if self.keep_alive.learns:
             self.keep_alive.taken(instance, now, used=not warm)
-        entry.idle.pop()
+        entry.take(instance)
         self.lru.remove(instance)
         self.ledger.resume(instance)
         instance.state = state
@@ -397,7 +406,7 @@ class Instances:
         state = step(instance.state, Action.TAKE)
         if self.keep_alive.learns:
             self.keep_alive.taken(instance, now, used=not warm)
-        entry.idle.pop()
+        entry.take(instance)
         self.lru.remove(instance)
         self.ledger.resume(instance)
         self.ledger.reserve(instance, *entry.function.reserved(instance.module))
@@ -423,7 +432,10 @@ class Instances:
         instance.rested = self.rests
         self.ledger.suspend(instance)
         self.lru.touch(instance)
-        entry.idle.append(instance)
+        if entry.many_idle is None and entry.lone_idle is None:
+            entry.lone_idle = instance
+        else:
+            entry.push(instance)
         if self.told is not None:
             self.reservations.entered(instance)
             self.told.settled(instance, changed)
@@ -511,7 +523,10 @@ class Instances:
         if self.keep_alive.learns:
             self.keep_alive.left(instance, now)
         self.lru.remove(instance)
-        entry.idle.remove(instance)
+        if entry.lone_idle is instance:
+            entry.lone_idle = None
+        else:
+            entry.take(instance)
         self._leave_idle(instance, result)
         if self.told is not None:
             self.reservations.left(instance)
@@ -613,16 +628,16 @@ class Instances:
         ledger.suspend(new)
         self.rests += 1
         self._drops += 1
-        module.stopped = (self.rests << DROPS) + self._drops
+        module.stopped = (int(self.rests) << DROPS) + self._drops
         self.lru.replace(old, new)
-        entry.idle[entry.idle.index(old)] = new
+        entry.exchange(old, new)
         if self.keep_alive.learns:
             self.keep_alive.replaced(old, new)
         self._leave_idle(old, result)
         if self.told is not None:
             self.reservations.left(old)
             self.reservations.entered(new)
-            self.told.replaced(old, new, self.rests)
+            self.told.replaced(old, new, int(self.rests))
         old.state = state
         self._record(old, Reason.PROMOTED, now, result, before, None, replacing=(new.number, None))
         return new
@@ -654,7 +669,7 @@ class Instances:
         del module.instances[instance]
         if self.ledger.leave_idle(instance):
             result.unloaded.append(module)
-        module.stopped = max(module.stopped, instance.rested << DROPS)
+        module.stopped = max(module.stopped, rested(instance) << DROPS)
 
     def surplus(self, instance: Instance) -> bool:
         """Return whether a running instance must not be kept, as its function was promoted.
@@ -750,7 +765,8 @@ class Instances:
     ) -> Instance | None:
         """Return the instance to evict next: the first that is found in one of the passes."""
         for among in passes:
-            victim = self.order.victim(self.rests, by_count=by_count, among=among, where=where)
+            rests = int(self.rests)
+            victim = self.order.victim(rests, by_count=by_count, among=among, where=where)
             if victim is not None:
                 return victim
         return None
@@ -758,10 +774,10 @@ class Instances:
     def _victim_module(self, needed: Module | None = None) -> Module | None:
         """Return the module to evict next, never `needed`: one that no group has reserved first."""
         if self.reservations.groups:
-            module = self.order.victim_module(self.rests, spare=True, but=needed)
+            module = self.order.victim_module(int(self.rests), spare=True, but=needed)
             if module is not None:
                 return module
-        return self.order.victim_module(self.rests, but=needed)
+        return self.order.victim_module(int(self.rests), but=needed)
 
     def expire(self, now: float, result: Step) -> None:
         """Evict instances idle for their timeout, at most `MAX_EXPIRED` in one step."""
@@ -1089,7 +1105,7 @@ class Instances:
         instance.entry.live -= 1
         if module.running == 0:
             self._drops += 1
-            module.stopped = (self.rests << DROPS) + self._drops
+            module.stopped = (int(self.rests) << DROPS) + self._drops
         if self.told is not None:
             self.reservations.left(instance)
             self.told.left(instance)

@@ -76,7 +76,7 @@ class KeepAlive:
         """When each aged instance is evicted if it stays idle (seconds, the clock of `now`)."""
         # The last aged instance in the order of last use; the order itself: none is.
         self._mark: Instance | LRU[Instance] = idle
-        self._heap: list[tuple[float, int, Instance]] = []  # (due, its rest, instance)
+        self._heap: list[tuple[float, float, Instance]] = []  # (due, its rest, instance)
         # {(times of its function, its group): last use of the latest one evicted}
         self.gone: OrderedDict[tuple[IdleTimes, GroupRecord], float] = OrderedDict()
         """Last uses of evicted instances, by function and group, in the order of evictions."""
@@ -122,7 +122,7 @@ class KeepAlive:
         """Whether an idle instance is not aged yet."""
         return self._mark.after is not self._idle
 
-    def _first(self) -> tuple[float, int, Instance] | None:
+    def _first(self) -> tuple[float, float, Instance] | None:
         heap, due = self._heap, self.due
         while heap and due.get(heap[0][2]) != heap[0][0]:
             heappop(heap)

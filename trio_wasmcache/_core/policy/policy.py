@@ -47,7 +47,7 @@ from ..config import ADAPTIVE, CacheConfig, SystemLimits
 from ..errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from ..events import Reason
 from ..keys import FunctionKey
-from ..metrics.counters import COMPILES, FUELS, HOLDS, RUNS, WAITS, microseconds
+from ..metrics.counters import COMPILES, FEW_HOLDS, FUELS, HOLDS, RUNS, WAITS, microseconds
 from ..stack_room import check_headroom
 from .deadlock import ROOM, Resource, Waits
 from .instances import Instances, Step
@@ -213,17 +213,26 @@ class Policy:
                 self.hits += 1
                 return request
             self._settle()
-        entry = function.entries.get(group)  # type: ignore[assignment]
-        if entry is None or not (idle := entry.idle) or entry.waiting or self._room:
+        entry = function.lone_entry  # type: ignore[assignment]
+        if entry is None or entry.group is not group:
+            entry = function.many_entries.get(group)  # type: ignore[assignment]
+        if entry is None or entry.waiting or self._room:
             return None
-        instance, claims, instances = idle[-1], entry.claims, self._instances
+        idle, claims, lone = entry.many_idle, entry.many_claims, entry.lone_claim
+        instance = entry.lone_idle if idle is None else idle[-1] if idle else None
+        if (
+            instance is None
+            or (lone is not None and function.concurrency == 1)
+            or (claims is not None and len(claims) >= function.concurrency)
+        ):
+            return None
+        instances = self._instances
         ledger = instances.ledger
         module = instance.module
         running = ledger.running + 1
         running_size = ledger.running_size + function.worst_size
         if (
             not instance.ready
-            or len(claims) >= function.concurrency
             or running > ledger.most_running
             or running_size > instances.running_limit
         ):
@@ -236,7 +245,10 @@ class Policy:
             self._spare = request.spare
         # The instance and the order of use. From here on there is not even a call of C, which
         # could still fail when Python's stack is exhausted.
-        del idle[-1]
+        if idle is None:
+            entry.lone_idle = None
+        else:
+            del idle[-1]
         instance.state = RUNNING
         before, after = instance.before, instance.after
         before.after, after.before = after, before
@@ -260,7 +272,14 @@ class Policy:
         request.stage = GRANTED
         request.since = now
         request.epoch = self._epoch
-        claims[request] = self._waits.held[request] = None
+        self._waits.held[request] = None
+        if claims is not None:
+            claims[request] = None
+        elif lone is None:
+            entry.lone_claim = request
+        else:
+            entry.many_claims = {lone: None, request: None}
+            entry.lone_claim = None
         self.hits += 1
         return request
 
@@ -291,16 +310,16 @@ class Policy:
             # A lease of the present epoch may not find its place any more.
             request.epoch = self._epoch = self._epoch + 1
         held = trunc((now - request.since) * 1e6)  # a third of what `int` takes
-        place = HOLDS + held.bit_length()  # `UseStats.add`, written out
+        place = FEW_HOLDS + held.bit_length()  # `UseStats.add`, written out
         uses = entry.uses
-        uses.hold += held
+        uses.hold_of_hits += held
         try:
-            uses.counts[place] += 1
-        except KeyError:
-            uses.count_in(place)
+            uses.few[place] += 1
+        except (IndexError, ValueError):
+            uses.count_few(place)
         # As above, no calls from here on.
         instance.last_used = entry.last_used = now
-        instances.rests = instance.rested = instances.rests + 1
+        instances.rests = instance.rested = instances.rests + 1.0
         instance.uses += 1
         request.owner = request.give_up = None
         self._resting = request
@@ -316,7 +335,14 @@ class Policy:
         instance, entry, instances = request.held, request.entry, self._instances
         self._resting = None
         # The instance and the order of use; as above, no calls from here on.
-        entry.idle.append(instance)
+        idle = entry.many_idle
+        if idle is not None:
+            idle.append(instance)
+        elif entry.lone_idle is None:
+            entry.lone_idle = instance
+        else:
+            entry.many_idle = [entry.lone_idle, instance]
+            entry.lone_idle = None
         instance.state = IDLE
         ring = instances.lru
         last = ring.before
@@ -339,7 +365,11 @@ class Policy:
         # The request.
         request.stage = ENDED
         request.instance = None
-        del entry.claims[request], self._waits.held[request]
+        del self._waits.held[request]
+        if entry.many_claims is None:
+            entry.lone_claim = None
+        else:
+            del entry.many_claims[request]
         if request.reused:
             request.entry = _NO_ENTRY
             request.spare = self._spare
@@ -365,14 +395,19 @@ class Policy:
         """
         if self._resting is not None:
             self._settle()
-        entry = function.entries.get(group)
+        entry = function.lone_entry
+        if entry is None or entry.group is not group:
+            entry = function.many_entries.get(group)
         if entry is None or function.fits != self._limits or group.closed or self.closed:
             return None
         line = entry.waiting
-        if not line and len(entry.claims) < function.concurrency:
+        claims: Collection[Request] = entry.many_claims or ()
+        if entry.lone_claim is not None:
+            claims = (entry.lone_claim,)
+        if not line and len(claims) < function.concurrency:
             return None
         waiting, registering = self._waits.waiting, self._waits.registering
-        for request in entry.claims:
+        for request in claims:
             holder = request.owner
             if holder not in waiting and holder not in registering and holder != owner:
                 break
@@ -438,31 +473,35 @@ class Policy:
         # `UseStats.add`, written out.
         uses = entry.uses
         held, waited = trunc((now - request.since) * 1e6), trunc((now - following.since) * 1e6)
-        uses.hold += held
+        uses.hold_of_hits += held
         uses.wait += waited
-        counts = uses.counts
         try:
-            counts[HOLDS + held.bit_length()] += 1
-        except KeyError:
-            uses.count_in(HOLDS + held.bit_length())
+            uses.few[FEW_HOLDS + held.bit_length()] += 1
+        except (IndexError, ValueError):
+            uses.count_few(FEW_HOLDS + held.bit_length())
         try:
-            counts[WAITS + waited.bit_length()] += 1
+            uses.counts[WAITS + waited.bit_length()] += 1
         except KeyError:
             uses.count_in(WAITS + waited.bit_length())
         # The instance.
         instance.last_used = entry.last_used = now
-        instances.rests = instance.rested = instances.rests + 1
+        instances.rests = instance.rested = instances.rests + 1.0
         instance.uses += 1
         # The requests.
-        waits, claims = self._waits, entry.claims
+        waits, claims = self._waits, entry.many_claims
         request.stage = ENDED
         request.instance = request.give_up = None
-        del line[following], waits.waiting[following.owner], waits.held[request], claims[request]
+        del line[following], waits.waiting[following.owner], waits.held[request]
         following.instance = instance
         following.stage = GRANTED
         following.hit = following.plain = True
         following.since = now
-        claims[following] = waits.held[following] = None
+        waits.held[following] = None
+        if claims is None:
+            entry.lone_claim = following
+        else:
+            del claims[request]
+            claims[following] = None
         self.hits += 1
         return following
 
@@ -513,16 +552,17 @@ class Policy:
         self._epoch += 1
         _expect(request, NEW)
         entry = request.entry
-        claims = entry.claims
-        free = len(claims) < entry.function.concurrency and not entry.waiting
-        if free and entry.idle and not (self._room or request.warm or entry.idle[-1].seat):
+        claimed = entry.lone_claim or entry.many_claims
+        free = not entry.waiting and (not claimed or len(entry.claims) < entry.function.concurrency)
+        idle = entry.lone_idle or entry.many_idle
+        if free and idle and not (self._room or request.warm or entry.idle[-1].seat):
             # The fast path of a hit.
             instances, ledger = self._instances, self._instances.ledger
             if (
                 ledger.running < ledger.most_running
                 and ledger.running_size + entry.function.worst_size <= instances.running_limit
             ):
-                claims[request] = None
+                entry.claim(request)
                 self._grant(request, now)
                 return None
         if not request.blocked:
@@ -1134,7 +1174,7 @@ class Policy:
                 self._room[request] = None
                 self._waits.waiting[it.task] = ROOM
         for _, request in sorted(claims, key=lambda claim: claim[0]):
-            request.entry.claims[request] = None
+            request.entry.claim(request)
         self._turns = whole.head.turns
         return requests
 
@@ -1177,9 +1217,8 @@ class Policy:
     def _seek_room(self, request: Request, now: float) -> Step:
         """Give `request`, for which an instance is free, capacity too, or let it wait for that."""
         result = Step()
-        claims = request.entry.claims
         # First, as a claim keeps the entry in the books when making room evicts what is idle there.
-        claims[request] = None
+        request.entry.claim(request)
         if self._room or not self._serve(request, now, result):
             try:
                 self._block(request, ROOM)
@@ -1187,7 +1226,7 @@ class Policy:
                 # A request before it in line waits for what it holds: overtake if it fits.
                 if self._room and self._serve(request, now, result):
                     return result
-                del claims[request]
+                request.entry.unclaim(request)
                 raise
             self._enter_room(request)
         return result
@@ -1195,7 +1234,7 @@ class Policy:
     def _serve(self, request: Request, now: float, result: Step) -> bool:
         """Give a request with a claim capacity and an instance; return False if there is none."""
         entry = request.entry
-        hit = bool(entry.idle)
+        hit = entry.lone_idle is not None or bool(entry.many_idle)
         if request.warm and entry.live < entry.function.concurrency:
             hit = False
         seat = hit and entry.idle[-1].seat
@@ -1246,7 +1285,7 @@ class Policy:
             except CodeMemoryError as error:
                 self._end(request, error, result)
                 continue
-            entry.claims[request] = None
+            entry.claim(request)
             if self._room or not self._serve(request, now, result):
                 # A wait in vain is detected below, where it is known which task must give way.
                 self._waits.waiting[request.owner] = ROOM
@@ -1348,11 +1387,11 @@ class Policy:
         new = self._instances.entry(successor, old.group)
         for request in claims:
             if len(new.claims) < successor.concurrency:
-                new.claims[request] = None
+                new.claim(request)
             elif request.stage is Stage.ROOM:
                 del self._room[request]
                 old.queue(request)
-            del old.claims[request]
+            old.unclaim(request)
             request.entry = new
         for request in old.waiting:
             request.entry = new
@@ -1399,7 +1438,7 @@ class Policy:
 
     def _leave_room(self, request: Request) -> None:
         del self._room[request]
-        del request.entry.claims[request]
+        request.entry.unclaim(request)
 
     def _block(self, request: Request, resource: Resource) -> None:
         self._waits.begin(request.owner, resource)
@@ -1421,7 +1460,10 @@ class Policy:
         request.stage = ENDED
         request.instance = None
         del self._waits.held[request]
-        request.entry.claims.pop(request, None)
+        if request.entry.lone_claim is request:
+            request.entry.lone_claim = None
+        else:
+            request.entry.unclaim(request)
 
     # -- keeping or dropping
 

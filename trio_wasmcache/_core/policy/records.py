@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, Protocol, final
 
 from ..events import Reason
@@ -25,6 +25,8 @@ LOAD_PART = 0.25
 DROPS = 40
 # Shared by all entries that nobody has waited for yet, which are most.
 NO_LINE: OrderedDict[Request, None] = OrderedDict()
+# Shared by all functions that were never used in several groups at a time.
+NO_ENTRIES: dict[GroupRecord, Entry] = {}
 
 
 class Unloadable(Protocol):
@@ -158,12 +160,13 @@ class FunctionRecord:
         "definition",
         "earlier",
         "earlier_reserved",
-        "entries",
         "fits",
         "generation",
         "isolation",
         "key",
         "load_seconds",
+        "lone_entry",
+        "many_entries",
         "mappings",
         "module",
         "names",
@@ -205,7 +208,10 @@ class FunctionRecord:
         few; None: not known yet."""
         self.retired: bool = retired
         self.successor: FunctionRecord | None = None
-        self.entries: dict[GroupRecord, Entry] = {}
+        self.lone_entry: Entry | None = None
+        """Its only entry, unless there are `many_entries`; as mostly, and without a dictionary of
+        its own."""
+        self.many_entries: dict[GroupRecord, Entry] = NO_ENTRIES
         self.warned_oversized: bool = False
         self.burnt: int = 0
         """Units of fuel of its calls that are no longer in `uses` of one of its entries."""
@@ -230,6 +236,30 @@ class FunctionRecord:
             "generation": generation,
         }
         """The fields by which events and items of snapshots name it."""
+
+    @property
+    def entries(self) -> Mapping[GroupRecord, Entry]:
+        """{group: its entry there}, of those that it has at the moment."""
+        if self.lone_entry is not None:
+            return {self.lone_entry.group: self.lone_entry}
+        return self.many_entries
+
+    def add_entry(self, entry: Entry) -> None:
+        """Add an entry of a group in which it has none."""
+        if self.many_entries is not NO_ENTRIES:
+            self.many_entries[entry.group] = entry
+        elif self.lone_entry is None:
+            self.lone_entry = entry
+        else:
+            self.many_entries = {self.lone_entry.group: self.lone_entry, entry.group: entry}
+            self.lone_entry = None
+
+    def remove_entry(self, entry: Entry) -> None:
+        """Remove an entry."""
+        if self.lone_entry is entry:
+            self.lone_entry = None
+        else:
+            del self.many_entries[entry.group]
 
     def define(self, definition: object) -> None:
         """Keep what the pool knows of it."""
@@ -395,29 +425,104 @@ class Entry:
 
     A *claim* is the right to one of the `concurrency` instances: each request that waits for
     capacity, loads, or runs holds one. Idle instances are unclaimed.
+
+    Most have one instance at most. So the only claim and the only idle instance are fields, which
+    the short ways of `Policy` read and write; a dictionary or a list, which would be two more
+    objects that a hit has to touch, is made once there are several at a time. It is kept then.
     """
 
-    __slots__ = ("claims", "function", "group", "idle", "last_used", "live", "uses", "waiting")
+    __slots__ = (
+        "function",
+        "group",
+        "last_used",
+        "live",
+        "lone_claim",
+        "lone_idle",
+        "many_claims",
+        "many_idle",
+        "uses",
+        "waiting",
+    )
 
-    def __init__(
-        self,
-        function: FunctionRecord,
-        group: GroupRecord,
-        live: int = 0,
-        idle: list[Instance] | None = None,
-    ) -> None:
+    def __init__(self, function: FunctionRecord, group: GroupRecord, live: int = 0) -> None:
         self.function: FunctionRecord = function
         self.group: GroupRecord = group
         self.live: int = live
         """Number of instances that are loading, running or idle."""
-        self.idle: list[Instance] = [] if idle is None else idle
-        """Idle instances and seats, the most recently used last."""
+        self.lone_idle: Instance | None = None
+        """The only idle instance, or seat, unless there is `many_idle`."""
+        self.many_idle: list[Instance] | None = None
         self.waiting: OrderedDict[Request, None] = NO_LINE
         """Requests that wait for an instance, in order: any may leave, at the same cost."""
-        self.claims: dict[Request, None] = {}
+        self.lone_claim: Request | None = None
+        """The only claim, unless there is `many_claims`."""
+        self.many_claims: dict[Request, None] | None = None
         self.last_used: float | None = None
         self.uses: UseStats = UseStats()
         """Uses since it was made, or since all statistics were reset."""
+
+    # -- idle instances
+
+    @property
+    def idle(self) -> Sequence[Instance]:
+        """Idle instances and seats, the most recently used last."""
+        if self.many_idle is not None:
+            return self.many_idle
+        return () if self.lone_idle is None else (self.lone_idle,)
+
+    def push(self, instance: Instance) -> None:
+        """Add an instance that has become idle."""
+        if self.many_idle is not None:
+            self.many_idle.append(instance)
+        elif self.lone_idle is None:
+            self.lone_idle = instance
+        else:
+            self.many_idle = [self.lone_idle, instance]
+            self.lone_idle = None
+
+    def take(self, instance: Instance) -> None:
+        """Remove an instance that is idle no longer."""
+        if self.many_idle is None:
+            self.lone_idle = None
+        elif self.many_idle[-1] is instance:
+            self.many_idle.pop()
+        else:
+            self.many_idle.remove(instance)
+
+    def exchange(self, old: Instance, new: Instance) -> None:
+        """Put another idle instance in the place of one."""
+        if self.many_idle is None:
+            self.lone_idle = new
+        else:
+            self.many_idle[self.many_idle.index(old)] = new
+
+    # -- claims
+
+    @property
+    def claims(self) -> Collection[Request]:
+        """Requests that have a claim, in order."""
+        if self.many_claims is not None:
+            return self.many_claims
+        return () if self.lone_claim is None else (self.lone_claim,)
+
+    def claim(self, request: Request) -> None:
+        """Give a request a claim."""
+        if self.many_claims is not None:
+            self.many_claims[request] = None
+        elif self.lone_claim is None:
+            self.lone_claim = request
+        else:
+            self.many_claims = {self.lone_claim: None, request: None}
+            self.lone_claim = None
+
+    def unclaim(self, request: Request) -> None:
+        """Take the claim of a request away, if it has one here."""
+        if self.many_claims is not None:
+            self.many_claims.pop(request, None)
+        elif self.lone_claim is request:
+            self.lone_claim = None
+
+    # -- the whole
 
     @property
     def need(self) -> Need:
@@ -447,7 +552,7 @@ class Entry:
     @property
     def vacant(self) -> bool:
         """Whether nothing keeps this entry alive."""
-        return not (self.live or self.waiting or self.claims)
+        return not (self.live or self.waiting or self.lone_claim or self.many_claims)
 
 
 class Instance:
@@ -497,8 +602,10 @@ class Instance:
         self.resting_size: int = 0
         """Size (bytes) with which a hit may rest the short way; -1: with none, as the policy must
         be told."""
-        self.rested: int = 0
-        """Sequence number, assigned each time the instance becomes idle."""
+        self.rested: float = 0
+        """Sequence number, assigned each time the instance becomes idle. `rested` returns it as an
+        int. It is a float, as Python keeps the memory of freed ones at hand; to free an int takes
+        two further pages of memory that a hit has not touched."""
         self.uses: int = 0
         self.uses_before: int = 0
         """Value of `uses` when it was loaded last."""
@@ -570,7 +677,7 @@ class Instance:
 
 def rested(instance: Instance) -> int:
     """Return the last rest of an instance, by which instances are sorted."""
-    return instance.rested
+    return int(instance.rested)
 
 
 def runs(instance: Instance) -> bool:

@@ -124,6 +124,11 @@ class FakeModule:
             self.engine.count_module(-1, self.artifact.code_size)
 
 
+# Shared by all instances without any, so that a hit touches no dictionaries of its own instance.
+NO_DRIVERS: dict[Hashable, Rows] = {}
+NO_MEMORIES: dict[str, FakeMemory] = {}
+
+
 @define(eq=False)
 class FakeInstance:
     """See `GuestInstance`. Asserts that it is used as the protocol says."""
@@ -135,7 +140,7 @@ class FakeInstance:
     state: dict[str, Any] = field(factory=dict)
     host_state: dict[str, Any] = field(factory=dict)
     memory: FakeMemory = field(factory=FakeMemory)
-    drivers: dict[Hashable, Rows] = field(factory=dict)
+    drivers: dict[Hashable, Rows] = NO_DRIVERS
     closed: bool = False
     polling: bool = False
     _driver: Rows | None = None
@@ -151,7 +156,7 @@ class FakeInstance:
     """What the fake function raised in the first slice of the call under way, or an invoked one."""
     _invoked: Invoked | None = None
     _marked: int | None = None
-    _memories: dict[str, FakeMemory] = field(factory=dict)
+    _memories: dict[str, FakeMemory] = NO_MEMORIES
     """{name: memory} of the parts of the graph, if there is one."""
     _sink: Samples | None = None
     _refused: int = 0
@@ -162,6 +167,7 @@ class FakeInstance:
         remedy = memory_remedy(*artifact.modules)
         self.memory = _memory_of(artifact.info, artifact.edits, remedy)
         if artifact.graph is not None:
+            self._memories = {}
             for part in artifact.graph.parts:
                 self._memories[part.name] = _memory_of(part.info, part.edits, remedy)
             self._memories[USER] = self.memory
@@ -447,7 +453,7 @@ class FakeInstance:
 
     def add_driver(self, key: Hashable, driver: Rows) -> None:
         """Keep a driver for as long as this lives, as a part of its size."""
-        self.drivers[key] = driver
+        self.drivers = {**self.drivers, key: driver}
         self.module.engine.count_scratch(len(driver.scratch))
 
     def begin_rows(self, driver: Rows, fuel: int) -> None:

@@ -129,14 +129,15 @@ class Trial:
                 instance.state, instance.rested, instance.last_used = IDLE, rests, now
                 self._total += size
                 lru.touch(instance)
-                entry.idle.append(instance)
+                entry.push(instance)
                 if report:
                     order.settled(instance, changed)
                 if self._total > peak:
                     peak = self._total
             elif op <= REUSE:
-                if op != WARM and entry.idle:
-                    instance = entry.idle.pop()
+                if op != WARM and (idle := entry.idle):
+                    instance = idle[-1]
+                    entry.take(instance)
                     if keep_alive is not None:
                         keep_alive.taken(instance, now, used=op == TAKE)
                     self._take_out(instance, now)
@@ -217,7 +218,7 @@ class Trial:
         if self._keep_alive is not None:
             self._keep_alive.left(instance, at)
         self._take_out(instance, at)
-        instance.entry.idle.remove(instance)
+        instance.entry.take(instance)
         self._leave(instance)
 
     def _take_out(self, instance: Instance, at: float) -> None:
