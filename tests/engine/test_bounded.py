@@ -584,16 +584,44 @@ def widest(ending: str) -> bytes:
     )
 
 
+def many_results(results: int, calls: int) -> bytes:
+    """A module that keeps the results of all of its calls, though its code is short."""
+    values = "i64 " * results
+    return wat(
+        f"(module (func $r (result {values}) unreachable) (func $s (param {values}))"
+        ' (func (export "f") (result f64) (if (i32.eqz (i32.const 1)) (then'
+        f" {'call $r ' * calls} {'call $s ' * calls})) (f64.const 7)))"
+    )
+
+
+# As many results as a bounded function may keep.
+WIDEST = {
+    "floats": widest(""),
+    "trap": widest("unreachable"),
+    "one call": many_results(80, 1),
+    "two calls": many_results(46, 2),
+    "some calls": many_results(8, 13),
+    "many calls": many_results(1, 60),
+}
+
+
+@pytest.mark.parametrize(("results", "calls"), [(125, 61), (100, 8), (120, 2), (60, 2)])
+async def test_results_of_calls_take_room(results: int, calls: int) -> None:
+    """However short the code is, a function with so many of them has a stack of its own."""
+    async with loaded(many_results(results, calls), "optimizing") as (artifact, _):
+        assert not artifact.bounded
+
+
 @pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("ending", ["", "unreachable"])
+@pytest.mark.parametrize("what", WIDEST)
 def test_a_bounded_call_takes_no_more_stack_than_a_sliced_one(
-    compiler: CompilerName, ending: str
+    compiler: CompilerName, what: str
 ) -> None:
     """A guest takes less than the way to a stack of its own does; a trap takes a little more."""
     found: list[int] = []
 
     async def measure() -> None:
-        async with loaded(widest(ending), compiler) as (artifact, module):
+        async with loaded(WIDEST[what], compiler) as (artifact, module):
             assert artifact.bounded == {"f"}
             # The first one is not counted: Python imports something for a trap.
             for sliced in (True, True, False):
@@ -612,7 +640,7 @@ def test_a_bounded_call_takes_no_more_stack_than_a_sliced_one(
 
     in_thread(lambda: trio.run(measure), 1024 * 1024)
     _, in_slices, at_once = found
-    assert 512 < at_once <= (TRAP_STACK if ending else in_slices)
+    assert 512 < at_once <= (TRAP_STACK if what == "trap" else in_slices)
 
 
 def test_a_host_that_is_deep_in_its_stack_survives_it() -> None:

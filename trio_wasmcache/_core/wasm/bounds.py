@@ -8,8 +8,8 @@ interrupted. It has no loop, so each of its instructions is executed at most onc
    that works on a whole memory or table, nothing of exceptions, references or vectors.
 2. Each instruction counts as a unit of fuel, and so does each call by itself. wasmtime charges a
    unit for most, and none for some.
-3. What a frame keeps is at most a slot for each parameter, result, local and instruction, so the
-   slots of all functions that are nested are bounded, too.
+3. What a frame keeps is at most a slot for each parameter, result, local and instruction, and for
+   each argument and result of a call. So the slots of all nested functions are bounded, too.
 4. Instructions are decoded one by one. An unknown one, or a form that compilers do not write, ends
    it: then the function is not bounded.
 5. Only a few small functions are looked at, so that it takes no time to speak of.
@@ -133,10 +133,10 @@ class Bounds:
             fuel += 1
             slots += 1
             self._left -= 1
-            if form == _NONE:
-                continue
             if self._left < 0:
                 return None
+            if form == _NONE:
+                continue
             if form == _NUMBER:
                 at = self._skip_number(at)
             elif form == _ACCESS:
@@ -149,6 +149,8 @@ class Bounds:
                 if called is None:
                     return None
                 fuel += called[0]
+                kind = self._functions[number]
+                slots += len(kind.params) + len(kind.results)
                 deepest = max(deepest, called[1])
             elif form == _BLOCK:
                 if data[at] not in _BLOCK_TYPES:

@@ -61,7 +61,8 @@ HEIGHT_FROM: Final = 16 * 1024
 HEIGHT_LIMIT: Final = 100_000_000
 """Weight of the heights of all functions of a module, at most: 2 seconds for the compiler."""
 BOUNDED_FUEL: Final = 1000
-"""Fuel that a call of a bounded function burns, at most; some microseconds. See `bounds`."""
+"""Fuel that a call of a bounded function burns, at most; see `bounds`. It is some microseconds, and
+up to one more for each page that is touched for the first time."""
 # Section ids in their required order; 0, custom, may stand anywhere.
 _ORDER: Final = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
 SECTION_RANKS: Final = {section: rank for rank, section in enumerate(_ORDER)}
