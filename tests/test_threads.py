@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import gc
 import math
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from array import array
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,61 @@ async def test_a_failed_or_cancelled_wait_lets_the_clock_jump_again(
     go.set()
     assert scope.cancelled_caught
     assert autojump_clock.autojump_threshold == 0
+
+
+class Kept:
+    """Something large that a function in a thread works on."""
+
+
+def fail(_kept: Kept) -> None:
+    raise ZeroDivisionError
+
+
+async def test_an_error_keeps_nothing_once_it_is_dropped() -> None:
+    """What its frames hold goes at once, not when garbage is collected."""
+    gc.disable()
+    try:
+        kept = Kept()
+        gone = weakref.ref(kept)
+        with contextlib.suppress(ZeroDivisionError):
+            await run_in_thread(fail, kept, limiter=LIMITER)
+        del kept
+        # Trio's thread, which waits for work by now, had it in its hands, too.
+        await run_in_thread(int, limiter=LIMITER)
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+async def test_an_error_that_nobody_waits_for_keeps_nothing() -> None:
+    """Its thread was abandoned before it failed."""
+    begun, go = threading.Event(), threading.Event()
+
+    def fail_late(kept: Kept) -> None:
+        begun.set()
+        assert go.wait(60)
+        fail(kept)
+
+    async def cancel() -> None:
+        await run_in_thread(begun.wait, 60, limiter=LIMITER)
+        scope.cancel()
+
+    gc.disable()
+    try:
+        kept = Kept()
+        gone = weakref.ref(kept, lambda _: dropped.set())
+        dropped = threading.Event()
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel)
+                await run_in_thread(fail_late, kept, limiter=LIMITER, abandon_on_cancel=True)
+        assert scope.cancelled_caught
+        assert gone() is kept
+        del kept
+        go.set()
+        assert await run_in_thread(dropped.wait, 60, limiter=LIMITER)
+    finally:
+        gc.enable()
 
 
 async def test_no_other_clock_is_touched() -> None:
@@ -196,7 +254,7 @@ def test_threads_are_started_in_one_place() -> None:
             found[path.relative_to(PACKAGE).as_posix()] = uses
     assert found == {
         "_threads.py": ["trio.to_thread.run_sync"],
-        "_runtime/runner.py": ["trio.to_thread.run_sync", "trio.lowlevel.start_thread_soon"],
+        "_runtime/runner.py": ["trio.lowlevel.start_thread_soon"],
     }
 
 

@@ -13,8 +13,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol, TypeGuard, TypeVar
+from typing import Generic, Protocol, TypeGuard, TypeVar, final
 
+import outcome
 import trio
 
 T = TypeVar("T")
@@ -44,9 +45,67 @@ async def run_in_thread(
     **Cancellation:** the thread is abandoned, or with `abandon_on_cancel=False` waited for.
     """
     with no_autojump():
-        return await trio.to_thread.run_sync(
+        return await call_in_thread(
             function, *values, limiter=limiter, abandon_on_cancel=abandon_on_cancel
         )
+
+
+async def call_in_thread(
+    function: Callable[..., T],
+    *values: object,
+    limiter: trio.CapacityLimiter,
+    abandon_on_cancel: bool = False,
+) -> T:
+    """Call a function in a thread, as `trio.to_thread.run_sync` does; an error is not kept.
+
+    **Checkpoint:** always.
+    **Cancellation:** the thread is abandoned, or with `abandon_on_cancel=False` waited for.
+    """
+    answer = _Answer[T]()
+    try:
+        await trio.to_thread.run_sync(
+            answer.call, function, *values, limiter=limiter, abandon_on_cancel=abandon_on_cancel
+        )
+    except BaseException:
+        answer.drop()
+        raise
+    return answer.take()
+
+
+@final
+class _Answer(Generic[T]):
+    """What a function in a thread returns or raises, until it is taken.
+
+    Frames of an error's traceback, and those that called them, must not refer to the error. They
+    would keep it, with a module's bytes or whatever else they hold, until garbage is collected,
+    which may be long after. The way that Trio passes on an error does that.
+    """
+
+    __slots__ = ("_dropped", "_result")
+
+    def __init__(self) -> None:
+        self._result: outcome.Outcome[T] | None = None
+        self._dropped = False
+
+    def call(self, function: Callable[..., T], *values: object) -> None:
+        """Call the function, in the thread."""
+        self._result = outcome.capture(function, *values)
+        if self._dropped:
+            self._result = None
+
+    def take(self) -> T:
+        """Return what it returned, or raise what it raised."""
+        result, self._result = self._result, None
+        assert result is not None
+        try:
+            return result.unwrap()
+        finally:
+            del result
+
+    def drop(self) -> None:
+        """Keep nothing: nobody will take it, even if the thread still runs."""
+        self._dropped = True
+        self._result = None
 
 
 # Held while a module is imported in a thread, and while the process forks: the child would have a

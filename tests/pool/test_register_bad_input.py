@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -905,3 +907,36 @@ async def test_a_cache_needs_a_config() -> None:
     """Anything but a CacheConfig is a TypeError."""
     with pytest.raises(TypeError, match="must be a CacheConfig"):
         await open_cache({"max_size": 5}).__aenter__()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("compiler", ["optimizing", "tiered"])
+@pytest.mark.parametrize("source", ["good", "no export", "unlinked", "damaged", "cut", "component"])
+async def test_nothing_keeps_the_bytes(source: str, compiler: Any) -> None:
+    """They go when the caller drops them, not when garbage is collected, which may be long after.
+
+    A hostile application could have the process keep as many modules as it sends.
+    """
+    wasm = {
+        "good": GOOD,
+        "no export": wat("(module)"),
+        "unlinked": wat('(module (import "a" "b" (func)) (func (export "f")))'),
+        "damaged": GOOD[:-1] + b"\xff",
+        "cut": GOOD[:-3],
+        "component": b"\0asm\x0d\0\1\0\1",
+    }[source]
+    wasm = bytes(bytearray(wasm))  # nobody else has these
+    async with quiet_cache(compiler=compiler) as cache:
+        gc.disable()
+        try:
+            before = sys.getrefcount(wasm)
+            try:
+                await cache.register("f", wasm, args=KEY, returns="i64", export="f")
+            except WasmCacheError:
+                assert source != "good"
+            else:
+                assert source == "good"
+            # Trio's thread, which waits for work by now, had them in its hands, too.
+            await trio.to_thread.run_sync(int)
+            assert sys.getrefcount(wasm) == before
+        finally:
+            gc.enable()

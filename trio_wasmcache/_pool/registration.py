@@ -822,8 +822,7 @@ class Compiler:
 
                     job.booking = Booking(self.pool, group, declaration.key)
                     name = f"the preparation of {declaration.key}"
-                run = functools.partial(self._run, equal, job, wasm, declaration, config)
-                self.nursery.start_soon(run, name=name)
+                self.nursery.start_soon(self._run, equal, job, wasm, declaration, config, name=name)
             job.turn.join(group)
             await self._wait(equal, job)
             if job.error is None or mine:
@@ -831,7 +830,10 @@ class Compiler:
             # The compile of another declaration failed, maybe because of that declaration: try
             # again with ours, so that the error is about ours.
         if job.error is not None:
-            raise job.error
+            try:
+                raise job.error
+            finally:
+                del job  # the error's traceback has this frame: see `run_in_thread`
         if job.module is None:
             raise trio.ClosedResourceError(f"the cache was closed while {declaration.key} compiled")
         binding = job.binding if mine else None
@@ -1077,6 +1079,7 @@ class Compiler:
             job.done.set()
             if self._compiling.get(equal) is job:
                 del self._compiling[equal]
+            del job  # of which the error's traceback has this frame
 
     async def _make(
         self,

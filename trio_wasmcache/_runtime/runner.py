@@ -34,7 +34,7 @@ from .._core.policy.cpu_budget import CpuBudget
 from .._core.policy.promotion import DUE_FUEL
 from .._core.policy.shares import BURST_FUEL, CALL_FUEL, PASS_FUEL, Share
 from .._engine.base import HostCall, HostCaller
-from .._threads import no_autojump, run_in_thread
+from .._threads import call_in_thread, no_autojump, run_in_thread
 from .cpu_limits import HOP_SECONDS, CpuLimits
 from .host import AnyHost, is_wasi
 from .session import IF_DUE
@@ -338,7 +338,7 @@ class Runner:
         **Checkpoint:** always.
         **Cancellation:** the thread is abandoned.
         """
-        return await trio.to_thread.run_sync(
+        return await call_in_thread(
             function, *values, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
         )
 

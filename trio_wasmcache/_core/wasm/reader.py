@@ -342,27 +342,13 @@ class _Reader:
         self.spaces: dict[str, list[Any]] = {kind: [] for kind in KINDS}  # {kind: index space}
         self.exports: dict[str, Export] = {}
         self.sections: list[Section] = []
-        self.counts = Counter[int]()  # {section id: items}
+        self.counts: Counter[int] = Counter()  # {section id: items}
         self.producers: tuple[tuple[str, str, str], ...] = ()
         self.start: int | None = None
         self.data_count: int | None = None
         self.passive_elements = self.passive_data = self.code_bytes = self.bodies_begin = 0
         self.elements = self.passive_items = self.extern_items = self.locals = 0
         self.collected = False
-        # {section id: (bytes of the smallest item, function that reads one)}
-        self.items: dict[int, tuple[int, Callable[[], object]]] = {
-            1: (2, self.type),
-            2: (4, self.import_),
-            3: (1, partial(self.declare, "func")),
-            4: (3, self.table),
-            5: (2, partial(self.declare, "memory")),
-            6: (3, self.global_),
-            7: (3, self.export),
-            9: (3, self.element),
-            10: (1, self.body),
-            11: (2, self.data),
-            13: (2, partial(self.declare, "tag")),
-        }
 
     def read(self) -> ModuleInfo:
         cursor, size, last = self.cursor, self.cursor.end, -1
@@ -390,8 +376,8 @@ class _Reader:
 
     def section(self, section: int) -> None:
         cursor = self.cursor
-        if section in self.items:
-            smallest, read_item = self.items[section]
+        if section in _ITEMS:
+            smallest, read_item = _ITEMS[section]
             count = self.counts[section] = cursor.count(smallest)
             limit = ITEM_LIMITS.get(section, count)
             if count > limit:
@@ -402,7 +388,7 @@ class _Reader:
             if section == FUNCTIONS:
                 count -= self.plain_functions(count)
             for _ in cursor.items(count):
-                read_item()
+                read_item(self)
         elif section == 8:
             self.start = cursor.index(len(self.spaces["func"]), "start function")
         elif section == 12:
@@ -731,6 +717,23 @@ class _Reader:
                 cursor.index(len(self.spaces["memory"]), "memory")
             cursor.expression()
         cursor.skip(cursor.number(32))
+
+
+# {section id: (bytes of the smallest item, method that reads one)}. Not in each reader, where it
+# would be a cycle that keeps the module's bytes until garbage is collected.
+_ITEMS: dict[int, tuple[int, Callable[[_Reader], object]]] = {
+    1: (2, _Reader.type),
+    2: (4, _Reader.import_),
+    3: (1, lambda reader: reader.declare("func")),
+    4: (3, _Reader.table),
+    5: (2, lambda reader: reader.declare("memory")),
+    6: (3, _Reader.global_),
+    7: (3, _Reader.export),
+    9: (3, _Reader.element),
+    10: (1, _Reader.body),
+    11: (2, _Reader.data),
+    13: (2, lambda reader: reader.declare("tag")),
+}
 
 
 def read_producers(payload: bytes) -> tuple[tuple[str, str, str], ...]:
