@@ -279,10 +279,10 @@ async def _map_numbers(
             code = await call.unless_ended(call.engine.driver, fitted, call.bound.tier)
             assert code is not None
             driver = call.attach(code, exports)
-            small = None
-            if not shape.nullable:
-                small = SmallBatches(binding, fitted, driver, call.bound.total_fuel)
-            call.bound.note_attached(shape, code, driver, small)
+            call.bound.note_attached(shape, code, driver)
+        if call.bound.small is None and not (shape.nullable or call.bound.recorded):
+            # Not only behind `attach`: the function may have been bound anew since.
+            call.bound.small = SmallBatches(binding, code.shape, driver, call.bound.total_fuel)
         failing = None if errors is None else Failing(errors, misfits, code, exports)
         made = layout(code.shape)
         batch = NumberChunks(call, driver, binding, made, columns, rows, sinks, failing)

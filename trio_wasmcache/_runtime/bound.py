@@ -159,19 +159,16 @@ class BoundFunction:
         """Whether each call needs a `Call` from its beginning, as it is noted."""
         self._attached: dict[Hashable, tuple[DriverCode, GuestDriver]] | None = None
         self.small: Any = None
-        """`_batch.small.SmallBatches` with such a driver; None: none was attached yet."""
+        """`_batch.small.SmallBatches` with such a driver; None: there was no such batch yet, or each
+        call is recorded."""
 
     def attached(self, shape: Hashable) -> tuple[DriverCode, GuestDriver] | None:
         """Return the driver that was attached for that shape, with its code."""
         return None if self._attached is None else self._attached.get(shape)
 
-    def note_attached(
-        self, shape: Hashable, code: DriverCode, driver: GuestDriver, small: object
-    ) -> None:
-        """Keep a driver that calls this function, for `attached`, and what begins with it."""
+    def note_attached(self, shape: Hashable, code: DriverCode, driver: GuestDriver) -> None:
+        """Keep a driver that calls this function, for `attached`."""
         self._attached = {**(self._attached or {}), shape: (code, driver)}
-        if small is not None and not self.recorded:
-            self.small = small
 
     def keep_attached(self, before: BoundFunction) -> None:
         """Keep what was attached to the instance when its function was bound before."""

@@ -466,6 +466,7 @@ class Store:
             self.stages.close()
         if self._store:
             store, self._store = self._store, 0
+            self._sizes = ()  # `measure` asks the store no more
             self.tally.count_store(-1)
             if self.own_memory is not None:
                 self.own_memory.end()
