@@ -159,8 +159,8 @@ class BoundFunction:
         """Whether each call needs a `Call` from its beginning, as it is noted."""
         self._attached: dict[Hashable, tuple[DriverCode, GuestDriver]] | None = None
         self.small: Any = None
-        """`_batch.small.SmallBatches` with such a driver; None: there was no such batch yet, or each
-        call is recorded."""
+        """`_batch.small.SmallBatches` with such a driver; None: there was none yet, or each call is
+        recorded."""
 
     def attached(self, shape: Hashable) -> tuple[DriverCode, GuestDriver] | None:
         """Return the driver that was attached for that shape, with its code."""
