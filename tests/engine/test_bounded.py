@@ -589,20 +589,43 @@ def many_results(results: int, calls: int) -> bytes:
     values = "i64 " * results
     return wat(
         f"(module (func $r (result {values}) unreachable) (func $s (param {values}))"
-        ' (func (export "f") (result f64) (if (i32.eqz (i32.const 1)) (then'
+        ' (func (export "f") (param i32) (result f64) (if (i32.eqz (local.get 0)) (then'
         f" {'call $r ' * calls} {'call $s ' * calls})) (f64.const 7)))"
     )
 
 
-# As many results as a bounded function may keep.
+def crossing(params: str, results: str) -> bytes:
+    """A module of which a function takes and returns so many."""
+    values = " ".join(f"({one}.const 7)" for one in results.split())
+    return wat(
+        f'(module (func (export "f") (param {params}) (result {results} f64) {values} (f64.const 7)))'
+    )
+
+
+# As many values as a bounded function may keep.
 WIDEST = {
+    "floats in": crossing("f64 " * 40, ""),
+    "numbers in": crossing("i64 " * 48, ""),
+    "floats out": crossing("", "f64 " * 33),
+    "numbers out": crossing("", "i64 " * 38),
+    "both": crossing("f32 " * 18, "f64 " * 18),
     "floats": widest(""),
     "trap": widest("unreachable"),
-    "one call": many_results(80, 1),
-    "two calls": many_results(46, 2),
-    "some calls": many_results(8, 13),
-    "many calls": many_results(1, 60),
+    "one call": many_results(76, 1),
+    "two calls": many_results(43, 2),
+    "some calls": many_results(8, 11),
+    "many calls": many_results(1, 54),
 }
+
+
+@pytest.mark.parametrize(
+    ("params", "results"),
+    [("f64 " * 43, ""), ("i64 " * 52, ""), ("", "f64 " * 40), ("f32 " * 240, "")],
+)
+async def test_what_crosses_takes_room(params: str, results: str) -> None:
+    """However short the code is, a function with so many of them has a stack of its own."""
+    async with loaded(crossing(params, results), "optimizing") as (artifact, _):
+        assert not artifact.bounded
 
 
 @pytest.mark.parametrize(("results", "calls"), [(125, 61), (100, 8), (120, 2), (60, 2)])
@@ -628,9 +651,13 @@ def test_a_bounded_call_takes_no_more_stack_than_a_sliced_one(
                 instance = started(module, sliced=sliced)
                 begin = instance.function("f").begin
 
-                def call(begin: Any = begin, instance: Any = instance) -> None:
+                values = (7,) * len(instance.function("f").type.params)
+
+                def call(
+                    begin: Any = begin, instance: Any = instance, values: tuple[int, ...] = values
+                ) -> None:
                     try:
-                        begin((), PLENTY)
+                        begin(values, PLENTY)
                     except TrapError:
                         instance.abandon()
 

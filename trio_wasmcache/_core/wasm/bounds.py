@@ -8,8 +8,9 @@ interrupted. It has no loop, so each of its instructions is executed at most onc
    that works on a whole memory or table, nothing of exceptions, references or vectors.
 2. Each instruction counts as a unit of fuel, and so does each call by itself. wasmtime charges a
    unit for most, and none for some.
-3. What a frame keeps is at most a slot for each parameter, result, local and instruction, and for
-   each argument and result of a call. So the slots of all nested functions are bounded, too.
+3. What a frame keeps is at most a slot for each instruction, and for each parameter, result and
+   local, and argument and result of a call; two if it is a float, which takes 16 bytes. So the
+   slots of nested functions are bounded, too. What crosses at an export takes some on its way.
 4. Instructions are decoded one by one. An unknown one, or a form that compilers do not write, ends
    it: then the function is not bounded.
 5. Only a few small functions are looked at, so that it takes no time to speak of.
@@ -36,7 +37,10 @@ _NONE, _NUMBER, _ACCESS, _FOUR, _EIGHT, _BLOCK, _CALL, _TABLE, _MISC = range(1, 
 # Types of values that take one slot: i32, i64, f32, f64; and, of blocks, no value.
 _SLOT_TYPES: Final = frozenset((0x7F, 0x7E, 0x7D, 0x7C))
 _BLOCK_TYPES: Final = _SLOT_TYPES | {0x40}
-_SLOT_NAMES: Final = frozenset(("i32", "i64", "f32", "f64"))
+_SLOTS: Final = {"i32": 1, "i64": 1, "f32": 2, "f64": 2}
+_FLOATS: Final = frozenset((0x7D, 0x7C))
+# Slots for each parameter and result of an exported function, on the way into it and back.
+_CROSSING: Final = 4
 _END: Final = 0x0B
 # i32.trunc_sat_f32_s up to i64.trunc_sat_f64_u, behind the prefix 0xfc.
 _TRUNCATIONS: Final = 8
@@ -82,7 +86,12 @@ def bounded_exports(wasm: bytes, info: ModuleInfo, begin: int) -> frozenset[str]
         return frozenset()
     bounds = Bounds(wasm, info.functions, begin)
     exports = [export for export in info.exports if export.kind == "func"][:_EXPORTS]
-    return frozenset(export.name for export in exports if bounds.find(export.index) is not None)
+    return frozenset(export.name for export in exports if bounds.fits(export.index))
+
+
+def _slots(kind: FuncType) -> int:
+    """Return the slots of parameters and results."""
+    return sum(_SLOTS[name] for name in kind.params + kind.results)
 
 
 class Bounds:
@@ -100,6 +109,12 @@ class Bounds:
         # recursion has no bound.
         self._found: dict[int, tuple[int, int] | None] = {}
 
+    def fits(self, function: int) -> bool:
+        """Return whether an exported function is bounded, with what crosses on the way into it."""
+        kind, found = self._functions[function], self.find(function)
+        crossing = _CROSSING * len(kind.params + kind.results)
+        return found is not None and found[1] + crossing <= SLOTS_LIMIT
+
     def find(self, function: int) -> tuple[int, int] | None:
         """Return the fuel and the slots of a call, at most; None if it is not bounded."""
         if function not in self._found:
@@ -115,10 +130,10 @@ class Bounds:
             return None
         kind = self._functions[function]
         at, end = self._body(function)
-        if end - at > BODY_LIMIT or not _SLOT_NAMES.issuperset(kind.params + kind.results):
+        if end - at > BODY_LIMIT or not _SLOTS.keys() >= {*kind.params, *kind.results}:
             return None
         slots, at = self._locals(at, end)
-        slots += len(kind.params) + len(kind.results)
+        slots += _slots(kind)
         return None if slots > SLOTS_LIMIT else self._instructions(at, end, slots)
 
     def _instructions(self, at: int, end: int, slots: int) -> tuple[int, int] | None:
@@ -149,8 +164,7 @@ class Bounds:
                 if called is None:
                     return None
                 fuel += called[0]
-                kind = self._functions[number]
-                slots += len(kind.params) + len(kind.results)
+                slots += _slots(self._functions[number])
                 deepest = max(deepest, called[1])
             elif form == _BLOCK:
                 if data[at] not in _BLOCK_TYPES:
@@ -187,7 +201,7 @@ class Bounds:
             if at >= end:
                 return SLOTS_LIMIT + 1, at
             number, at = self._number(at)
-            count += number
+            count += number * (1 + (data[at] in _FLOATS))
             if data[at] not in _SLOT_TYPES:
                 return SLOTS_LIMIT + 1, at
             at += 1
