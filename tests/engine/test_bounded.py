@@ -597,9 +597,7 @@ def many_results(results: int, calls: int) -> bytes:
 def crossing(params: str, results: str) -> bytes:
     """A module of which a function takes and returns so many."""
     values = " ".join(f"({one}.const 7)" for one in [*results.split(), "f64"])
-    return wat(
-        f'(module (func (export "f") (param {params}) (result {results} f64) {values}))'
-    )
+    return wat(f'(module (func (export "f") (param {params}) (result {results} f64) {values}))')
 
 
 # As many values as a bounded function may keep.
