@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import ModuleType
 from typing import Generic, Protocol, TypeGuard, TypeVar, final
 
 import outcome
@@ -113,9 +114,9 @@ class _Answer(Generic[T]):
 _importing = threading.RLock()
 
 
-def _import(name: str) -> None:
+def _import(name: str) -> ModuleType:
     with _importing:
-        importlib.import_module(name)
+        return importlib.import_module(name)
 
 
 if hasattr(os, "register_at_fork"):
@@ -126,13 +127,13 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-async def import_in_thread(name: str) -> None:
-    """Import a module of this library in a thread; a fork waits until it is there.
+async def import_in_thread(name: str, limiter: trio.CapacityLimiter) -> ModuleType:
+    """Import a module in a thread, and return it; a fork waits until it is there.
 
     **Checkpoint:** always.
     **Cancellation:** takes effect when the module is imported.
     """
-    await run_in_thread(_import, name, limiter=trio.CapacityLimiter(1))
+    return await run_in_thread(_import, name, limiter=limiter)
 
 
 def no_autojump() -> AbstractContextManager[None]:

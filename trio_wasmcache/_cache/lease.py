@@ -71,7 +71,6 @@ from .._runtime.activity import Activity
 from .._runtime.bound import BoundFunction, Definition, Failure
 from .._runtime.call import Call
 from .._runtime.runner import context_of_call
-from .._threads import import_in_thread
 from .lent import Begun, Lent
 from .watching import Facts, Use, Watcher
 
@@ -720,7 +719,7 @@ class Lease(Generic[R_co]):
         self._check_thread("map", waits=True)
         max_failed = check_options(on_error, max_errors)
         if BATCH not in sys.modules:
-            await import_in_thread(BATCH)  # which takes some 15 ms
+            await self._pool.runner.import_module(BATCH)  # which takes some 15 ms
         bound, share = self._bound, self._group.share
         if self._ready is None or bound is None:
             raise self._unusable()

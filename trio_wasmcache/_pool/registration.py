@@ -833,7 +833,7 @@ class Compiler:
             try:
                 raise job.error
             finally:
-                del job  # the error's traceback has this frame: see `run_in_thread`
+                del job  # the error's traceback has this frame: see `_threads`
         if job.module is None:
             raise trio.ClosedResourceError(f"the cache was closed while {declaration.key} compiled")
         binding = job.binding if mine else None

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import importlib
 import math
 import threading
 import time
@@ -34,7 +33,7 @@ from .._core.policy.cpu_budget import CpuBudget
 from .._core.policy.promotion import DUE_FUEL
 from .._core.policy.shares import BURST_FUEL, CALL_FUEL, PASS_FUEL, Share
 from .._engine.base import HostCall, HostCaller
-from .._threads import call_in_thread, no_autojump, run_in_thread
+from .._threads import call_in_thread, import_in_thread, no_autojump, run_in_thread
 from .cpu_limits import HOP_SECONDS, CpuLimits
 from .host import AnyHost, is_wasi
 from .session import IF_DUE
@@ -326,7 +325,7 @@ class Runner:
         **Checkpoint:** always.
         **Cancellation:** takes effect when the thread has ended.
         """
-        return await run_in_thread(importlib.import_module, name, limiter=self.importers)
+        return await import_in_thread(name, self.importers)
 
     async def read(self, function: Callable[..., T], *values: object) -> T:
         """Call a function that reads the user's data and may take any time, in a thread.
