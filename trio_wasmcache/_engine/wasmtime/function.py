@@ -59,11 +59,13 @@ class WasmtimeFunction:
 
     __slots__ = ("bounded", "call", "frame", "fuel", "fuel_for", "instance", "name", "where_left")
 
-    def __init__(self, instance: Store, name: str, handle: bytes, frame: Frame) -> None:
+    def __init__(
+        self, instance: Store, name: str, handle: bytes, frame: Frame, bounded: bool = False
+    ) -> None:
         self.instance = instance
         self.name = name
         self.frame = frame
-        self.bounded = False
+        self.bounded = bounded
         """Whether its calls are short and take little stack: see `_core/wasm/bounds`."""
         # What the native calls are given, as tuples that are there already.
         self.call = (instance.context, handle, *frame.call)
@@ -76,9 +78,7 @@ class WasmtimeFunction:
 
     def bind(self, handle: bytes) -> None:
         """Have another handle: its instance has a new store."""
-        bounded = self.bounded
-        self.__init__(self.instance, self.name, handle, self.frame)
-        self.bounded = bounded
+        self.__init__(self.instance, self.name, handle, self.frame, self.bounded)
 
     @property
     def type(self) -> FuncType:

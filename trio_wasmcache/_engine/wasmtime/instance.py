@@ -171,8 +171,8 @@ class WasmtimeInstance(Store):
                 return made
         # First, as it knows whether there is such an export.
         frame = self.module.callers.frame_of(name)
-        made = WasmtimeFunction(self, name, self.export(name), frame)
-        made.bounded = name in self.plan.bounded
+        bounded = name in self.plan.bounded
+        made = WasmtimeFunction(self, name, self.export(name), frame, bounded)
         self._functions += (made,)
         return made
 
