@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from .stack import leb, skip
 from .types import BOUNDED_FUEL, FuncType, ModuleInfo
 
 SLOTS_LIMIT: Final = 256
@@ -153,13 +154,13 @@ class Bounds:
             if form == _NONE:
                 continue
             if form == _NUMBER:
-                at = self._skip_number(at)
+                _, at = leb(data, at, end)
             elif form == _ACCESS:
                 if data[at] >= _ALIGNMENTS:
                     return None
-                at = self._skip_number(at + 1)
+                _, at = leb(data, at + 1, end)
             elif form == _CALL:
-                number, at = self._number(at)
+                number, at = leb(data, at, end)
                 called = self.find(number)
                 if called is None:
                     return None
@@ -175,14 +176,15 @@ class Bounds:
             elif form == _EIGHT:
                 at += 8
             elif form == _TABLE:
-                number, at = self._number(at)
+                number, at = leb(data, at, end)
                 if number > BODY_LIMIT:
                     return None
-                for _ in range(number + 1):
-                    at = self._skip_number(at)
+                at = skip(data, at, end, number + 1)
             elif form == _MISC and data[at] < _TRUNCATIONS:
                 at += 1
             else:
+                return None
+            if at < 0:
                 return None
         slots += deepest
         if at != end or opcode != _END or fuel > BOUNDED_FUEL or slots > SLOTS_LIMIT:
@@ -190,17 +192,17 @@ class Bounds:
         return fuel, slots
 
     def _locals(self, at: int, end: int) -> tuple[int, int]:
-        """Return the number of locals of a body, and the offset of its first instruction.
+        """Return the slots of the locals of a body, and the offset of its first instruction.
 
-        Of any that takes more than a slot, or is unknown, more than there may be.
+        Where one is of another type, or unknown, it is more slots than there may be.
         """
         data = self._wasm
-        groups, at = self._number(at)
+        groups, at = leb(data, at, end)
         count = 0
         for _ in range(groups):
             if at >= end:
                 return SLOTS_LIMIT + 1, at
-            number, at = self._number(at)
+            number, at = leb(data, at, end)
             count += number * (1 + (data[at] in _FLOATS))
             if data[at] not in _SLOT_TYPES:
                 return SLOTS_LIMIT + 1, at
@@ -209,27 +211,7 @@ class Bounds:
 
     def _body(self, function: int) -> tuple[int, int]:
         while len(self._bodies) <= function:
-            size, at = self._number(self._next)
+            size, at = leb(self._wasm, self._next, len(self._wasm))
             self._next = at + size
             self._bodies.append((at, at + size))
         return self._bodies[function]
-
-    def _number(self, at: int) -> tuple[int, int]:
-        """Return a number, and the offset behind it."""
-        data = self._wasm
-        byte = data[at]
-        if byte < 0x80:
-            return byte, at + 1
-        value = shift = 0
-        while byte >= 0x80:
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            at += 1
-            byte = data[at]
-        return value | byte << shift, at + 1
-
-    def _skip_number(self, at: int) -> int:
-        data = self._wasm
-        while data[at] >= 0x80:
-            at += 1
-        return at + 1
