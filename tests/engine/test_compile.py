@@ -430,20 +430,24 @@ LARGE = large_module(600)
 ADDITION = '(func $f (export "f") (param i64) (result i64) (i64.add (local.get 0) (i64.const 1)))'
 EXPORTS = "".join(f'(export "e{number}" (func $f))' for number in range(1000))
 IMPORTS = "".join(f'(import "a" "i{number}" (func))' for number in range(60))
-SLOWLY_LOADED = {
-    "code": LARGE,
-    "exports": wat(f"(module {ADDITION} {EXPORTS})"),
-    "imports": wat(f"(module {IMPORTS} {ADDITION})"),
+GLOBALS = "(global (mut i64) (i64.const 1))" * 500
+SLOWLY_LOADED: dict[str, tuple[bytes, dict[str, Any]]] = {
+    "code": (LARGE, {}),
+    "exports": (wat(f"(module {ADDITION} {EXPORTS})"), {}),
+    "imports": (wat(f"(module {IMPORTS} {ADDITION})"), {"missing": "trap"}),
+    "restorer": (wat(f"(module {ADDITION} {GLOBALS})"), {"isolation": "reset"}),
 }
 
 
-@pytest.mark.parametrize("wasm", SLOWLY_LOADED.values(), ids=SLOWLY_LOADED)
-async def test_a_module_that_is_loaded_slowly_is_loaded_in_a_thread(wasm: bytes) -> None:
+@pytest.mark.parametrize(("wasm", "options"), SLOWLY_LOADED.values(), ids=SLOWLY_LOADED)
+async def test_a_module_that_is_loaded_slowly_is_loaded_in_a_thread(
+    wasm: bytes, options: dict[str, Any]
+) -> None:
     """One that takes less than half a millisecond is loaded at once; others wait for a thread."""
     async with quiet_cache() as cache:
         threads: trio.CapacityLimiter = cache._pool.engine._loaders  # type: ignore[attr-defined]
         small = await register(cache, "small", large_module(250))
-        large = await register(cache, "large", wasm, missing="trap")
+        large = await register(cache, "large", wasm, **options)
         slot = list(cache._compiler.modules.values())[-1]
         assert slot.artifact.load_time > LOAD_IN_THREAD
         places = [object() for _ in range(int(threads.total_tokens))]

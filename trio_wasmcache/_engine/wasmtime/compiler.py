@@ -53,6 +53,7 @@ from .residency import Range
 
 if TYPE_CHECKING:
     from ..._core.wasm.graph import Graph, Part
+    from ..._core.wasm.restorer import Restorer
     from .code_cache import CodeCache
 
 Make: TypeAlias = Callable[[Tier, Sequence[bytes]], "list[tuple[bytes, int]]"]
@@ -159,6 +160,12 @@ def _load_time(data: bytes, info: ModuleInfo) -> int:
         + sum(len(one.params) + len(one.results) for one in info.types) * VALUE_TIME
         + len(info.imports) * IMPORT_TIME
     )
+
+
+def restorer_time(data: bytes, made: Restorer) -> int:
+    """Return about how long loading the code of a restorer takes (nanoseconds)."""
+    # Its imports are no host functions: each takes as long as the export that it gets.
+    return len(data) + len(made.imports) * EXPORT_TIME
 
 
 def _leaves_bulk_free(tier: Tier) -> bool:

@@ -16,7 +16,7 @@ from ..._core.tiers import Tier
 from ..._core.wasm.reader import ModuleInfo
 from ..._core.wasm.restorer import restorer
 from ..base import UNDER_WAY, Artifact, HostCall, HostImport, NoMemoryError, StartCall
-from .compiler import build
+from .compiler import build, restorer_time
 from .function import WasmtimeFunction
 from .instance import WasmtimeInstance
 from .module import WasmtimeModule
@@ -56,15 +56,17 @@ def prove(
     whole = make_plan(artifact)
     plans = [part.plan for part in whole.parts] or [whole]
     made = restorer(*infos, notes=[len(one.notes) for one in plans])
-    code, code_size = b"", 0
+    code, code_size, load_time = b"", 0, 0
     if made is not None:
         ((code, code_size),) = build(engines, artifact.tier, [made.wasm])
+        load_time = restorer_time(code, made)
     plan = RestorePlan(code, made)
     tried = evolve(
         artifact,
         code_size=artifact.code_size + code_size,
         restore=plan,
         module_mappings=artifact.module_mappings + (IMAGE_MAPPINGS if code else 0),
+        load_time=artifact.load_time + load_time,
     )
     module = WasmtimeModule(engines[artifact.tier], tried, hosts, Tally())
     try:
