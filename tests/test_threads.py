@@ -243,6 +243,62 @@ def test_a_fork_waits_for_an_import() -> None:
     assert done.returncode == 7, done.stderr
 
 
+# Says what other threads than the main one import, and whether a fork would wait for that.
+IMPORTING = """
+import importlib.abc, pathlib, sys, threading
+import trio, trio_wasmcache
+from trio_wasmcache import CacheConfig, LinkError, Prepare, blocking
+from trio_wasmcache._threads import importing
+
+F = '(func (export "f") (param i64) (result i64) (local.get 0))'
+PLAIN = f'(module (memory (export "memory") 1) (func (export "set") (nop)) {F})'
+GIVEN = f'(module (import "gojs" "runtime.wasmExit" (func)) {F})'
+LONG = f'(module {F} (func ' + '(drop (i32.clz (i32.const 1)))' * 5000 + '))'
+KINDS = {"plain": {}, "reset": {"isolation": "reset"}, "set": {"prepare": (Prepare("set"),)}}
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if threading.current_thread() is not threading.main_thread():
+            print("held" if importing._is_owned() else "late", name)
+
+async def main():
+    async with trio_wasmcache.open_cache(CacheConfig()) as cache:
+        async def register(name, wasm, **more):
+            return await cache.register(
+                name, wasm, args=("i64",), returns="i64", export="f", **more)
+        for name, more in KINDS.items():
+            await (await register(name, PLAIN, **more)).call(1)
+        await register("long", LONG)
+        try:
+            await register("given", GIVEN)
+        except LinkError:
+            await cache.register("greet", pathlib.Path(sys.argv[1]))
+        async with cache.acquire("plain") as lease:
+            await lease.map([[1, 2]])
+        await cache.profile(0.01)
+
+sys.meta_path.insert(0, Finder())
+with blocking.open_cache(CacheConfig()):
+    pass
+trio.run(main)
+"""
+
+
+def test_a_fork_would_wait_for_whatever_a_thread_imports() -> None:
+    """No thread imports but with what a fork waits for, nor calls what does so of itself."""
+    greet = PACKAGE.parent / "examples/udfs/greet.component.wasm"
+    command = [sys.executable, "-c", IMPORTING, str(greet)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    said = [line.split() for line in done.stdout.splitlines()]
+    held = {line[1].rpartition(".")[2] for line in said if line[0] == "held"}
+    assert not [line[1] for line in said if line[0] == "late"]
+    assert held >= {
+        *("engine", "restore_trial", "freezing", "sampling"),
+        *("families", "height", "components", "batch"),
+    }
+
+
 def test_threads_are_started_in_one_place() -> None:
     """But for those that may wait for a task, and the log's own."""
     found = {}

@@ -109,21 +109,22 @@ class _Answer(Generic[T]):
         self._result = None
 
 
-# Held while a module is imported in a thread, and while the process forks: the child would have a
-# half of the module, whose lock no thread would ever release.
-_importing = threading.RLock()
+importing = threading.RLock()
+"""Held while a module is imported in a thread, and while the process forks: the child would have a
+half of the module, whose lock no thread would ever release. What runs in a thread holds it around
+each statement that imports, and each call of what may import something late."""
 
 
 def _import(name: str) -> ModuleType:
-    with _importing:
+    with importing:
         return importlib.import_module(name)
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_importing.acquire,
-        after_in_parent=_importing.release,
-        after_in_child=_importing.release,
+        before=importing.acquire,
+        after_in_parent=importing.release,
+        after_in_child=importing.release,
     )
 
 

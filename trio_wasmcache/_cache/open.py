@@ -17,7 +17,7 @@ from .._owner import check_trio
 from .._pool.pool import Pool
 from .._public import public
 from .._runtime.call import CallRecorder
-from .._threads import run_in_thread
+from .._threads import importing, run_in_thread
 from .cache import InstanceCache
 from .parts import Parts
 
@@ -59,9 +59,10 @@ async def open_cache(
     **Cancellation:** the cache is closed all the same, also after Ctrl-C, however often; flushing
     the log is shielded, for at most `log_flush_timeout` seconds.
     """
-    from .._engine.wasmtime.code_cache import CodeCache
-    from .._engine.wasmtime.engine import WasmtimeEngine
-    from .._engine.wasmtime.subprocess import SubprocessCompiler
+    with importing:  # it may be the thread of a cache for other threads
+        from .._engine.wasmtime.code_cache import CodeCache
+        from .._engine.wasmtime.engine import WasmtimeEngine
+        from .._engine.wasmtime.subprocess import SubprocessCompiler
 
     check_trio("open_cache")
     check_gil("open_cache")

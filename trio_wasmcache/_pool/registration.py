@@ -63,6 +63,7 @@ from .._core.wasm.reader import (
     ForeignFormatError,
     FuncType,
     ModuleInfo,
+    import_late,
 )
 from .._core.wasm.types import USER
 from .._engine.base import Engine, HostImport, StartCall, Substitute
@@ -87,7 +88,7 @@ from .._runtime.session import NOTHING, Grants
 from .._runtime.versions import library_versions
 from .._runtime.wasi_config import Wasi
 from .._runtime.wit_function import WitFunction, plain_functions
-from .._threads import run_in_thread
+from .._threads import importing, run_in_thread
 from .capacity import GroupState
 from .pool import Pool
 
@@ -1297,8 +1298,10 @@ def _can_take_apart() -> bool:
 def _take_apart(
     what: str, wasm: bytes, limit: int, breathe: Callable[[], object]
 ) -> tuple[bytes, Taken | None]:
-    from .components import take_apart
+    with importing:
+        from .components import take_apart
 
+        import_late(len(wasm))
     return take_apart(what, wasm, limit, breathe)
 
 

@@ -32,8 +32,9 @@ from ..._core.wasm.editor import (
     rename_imports,
 )
 from ..._core.wasm.growth import CodeOffsets, code_offsets, edit_code
-from ..._core.wasm.reader import MalformedModuleError, ModuleInfo, read_module
+from ..._core.wasm.reader import MalformedModuleError, ModuleInfo, import_late, read_module
 from ..._gil import Breath
+from ..._threads import importing
 from ..base import Artifact, PartCode
 from . import native
 from .errors import load_error, take_error
@@ -90,6 +91,8 @@ def compile_module(
         first: the tier that is tried first.
     """
     breathe = Breath(BREATH_EVERY)
+    with importing:
+        import_late(len(wasm))
     try:
         info = read_module(wasm, breathe)
     except MalformedModuleError as error:

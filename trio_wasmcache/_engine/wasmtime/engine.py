@@ -19,7 +19,7 @@ from ..._core.config import SystemLimits
 from ..._core.tiers import FIRST, OPTIMIZING, PROFILED, CompilerName, Tier, tiers_of
 from ..._core.wasm.admission import Edits
 from ..._core.wasm.reader import ModuleInfo
-from ..._threads import run_in_thread
+from ..._threads import importing, run_in_thread
 from ..base import Artifact, HostImport, StartCall
 from ..compile_slots import AnyTurn, CompileSlots, Turn
 from . import native
@@ -161,11 +161,15 @@ class WasmtimeEngine:
         self._make_profiled(first)
         subprocess, code_cache, constants = self._subprocess, self._code_cache, self._constants
 
+        def admitted(info: ModuleInfo) -> Edits | Graph:
+            with importing:
+                return admit(info)
+
         def work(engines: Mapping[Tier, int]) -> Artifact:
             make = functools.partial(build, engines, code_cache=code_cache)
             build_it = make if subprocess is None else subprocess.build
             make_constant = functools.partial(constants.build, make)
-            return compile_module(build_it, wasm, admit, self._stack_size, make_constant, first)
+            return compile_module(build_it, wasm, admitted, self._stack_size, make_constant, first)
 
         # Before there is a slot, which others could use while this one waits.
         # One that nobody waits for has a lock of its own, on which no other process waits.
@@ -247,7 +251,8 @@ class WasmtimeEngine:
         turn: AnyTurn | None = None,
     ) -> Artifact:
         def proved(engines: Mapping[Tier, int]) -> Artifact:
-            from .restore_trial import prove
+            with importing:
+                from .restore_trial import prove
 
             return prove(engines, artifact, tuple(hosts), tuple(initialize))
 

@@ -14,6 +14,7 @@ from ..._core.errors import GuestError, LoadError
 from ..._core.wasm.admission import TABLE_ELEMENT_SIZE
 from ..._core.wasm.reader import PAGE_LIMIT, FuncType
 from ..._core.wasm.types import BOUNDED_FUEL
+from ..._threads import importing
 from ..base import GuestDriver, Samples
 from . import native
 from .errors import told_apart
@@ -152,7 +153,8 @@ class WasmtimeInstance(Store):
         return self._restoring is not None and self._restoring.reset(keep)
 
     def freeze(self) -> dict[str, FrozenState]:
-        from .freezing import freeze
+        with importing:
+            from .freezing import freeze
 
         self.untouched = False
         return freeze(self, self.module.callers)

@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, final
 
 from ..._core.tiers import PROFILED
+from ..._threads import importing
 from ..base import Artifact, HostImport
 from .instance import WasmtimeInstance
 from .linking import LinkedModule
@@ -29,7 +30,8 @@ class WasmtimeModule(LinkedModule):
     ) -> None:
         super().__init__(engine, artifact, hosts, tally)
         if artifact.tier not in PROFILED:
-            from .sampling import FrameReader, Sampler
+            with importing:
+                from .sampling import FrameReader, Sampler
 
             reader = FrameReader(artifact)
             self._sampler = Sampler(self.engine, reader, self.native_parts(reader.numbers))
