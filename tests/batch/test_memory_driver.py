@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import wasmtime
 from hypothesis import given, strategies as st
 from kits import tries
@@ -51,6 +52,7 @@ def shapes(draw: st.DrawFn) -> MemoryShape:
         flagged=style == "out" and draw(st.booleans()),
         passes_nulls=draw(st.booleans()),
         heavy=draw(st.booleans()),
+        pages=draw(st.sampled_from([1, 2])),
     )
 
 
@@ -88,15 +90,18 @@ def test_nothing_overlaps(shape: MemoryShape) -> None:
         assert begin + size <= following
     assert all(at % 8 == 0 for at in (*made.args, *made.results))
     assert made.out + made.out_size <= made.pages * WASM_PAGE <= VALUES_SCRATCH_LIMIT
+    assert made.pages <= shape.pages
     assert VALUES_SCRATCH_LIMIT <= SCRATCH_LIMIT <= 256 * 1024
     if BYTES in shape.args:
         assert made.data_size >= 8 * 1024
 
 
-def test_the_largest_signature_fits() -> None:
-    """As many parameters as wasm allows, all of them bytes."""
+@pytest.mark.parametrize("pages", [1, 2])
+def test_the_largest_signature_fits(pages: int) -> None:
+    """As many parameters as wasm allows, all of them bytes, whatever there should be of it."""
+    columns = (BYTES,) * VALUE_LIMIT
     shape = MemoryShape(
-        (BYTES,) * VALUE_LIMIT, (BYTES,), "packed", "cql", "guest", passes_nulls=True, alloc=1
+        columns, (BYTES,), "packed", "cql", "guest", passes_nulls=True, alloc=1, pages=pages
     )
     made = memory_layout(shape)
     assert (made.rows, made.pages) == (8, 2)

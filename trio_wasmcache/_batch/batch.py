@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeGuard, final
+from typing import Any, TypeGuard, TypeVar, final
 
 import attrs
 
@@ -31,6 +31,7 @@ from .._core.tally import NUMBER, SLOT
 from .._core.text import listed, shown
 from .._core.wasm.driver import CELLS, Shape, layout
 from .._core.wasm.memory_driver import memory_layout
+from .._core.wasm.memory_layout import MemoryShape
 from .._core.wit.values import python_name
 from .._runtime.call import Call
 from .._runtime.metered import MeteredGuest
@@ -47,6 +48,8 @@ from .small import SmallBatches
 # Values that are packed between two looks whether a turn of the loop is due, and how long that may
 # take (seconds). More than `HEAVY_ROWS` values that take microseconds each are packed in a thread.
 PIECE, PIECE_TIME, HEAVY_ROWS = 2048, 0.0003, 64
+
+AnyShape = TypeVar("AnyShape", Shape, MemoryShape)
 
 
 async def map_columns(
@@ -290,7 +293,7 @@ async def _map_numbers(
     return _together([sink.result() for sink in sinks])
 
 
-def _fitted(call: Call, shape: Shape) -> Shape:
+def _fitted(call: Call, shape: AnyShape) -> AnyShape:
     """Return the shape, with a scratch with which the instance may be kept, if there is one."""
     config = call.runner.config
     room = min(config.max_instance_size, config.max_size) - call.native.measure()
@@ -318,11 +321,14 @@ async def _map_values(
             misfits = await packer.pack_all(packed, refuses_none=refuses_none)
     if bulk is None or packed is None:
         return await map_rows(call, columns, rows, arrow, errors)
-    made = memory_layout(bulk.shape)
+    code, driver = call.bound.attached(bulk.shape) or (None, None)
+    shape = _fitted(call, bulk.shape) if code is None else code.shape
+    made = memory_layout(shape)
     scalars = sum(one.size(0, 1) for one in packed if _is_packed(one) and one.rows is None)
-    code = None
-    if scalars <= made.data_size:
-        code = await call.unless_ended(call.engine.driver, bulk.shape, call.bound.tier)
+    if scalars > made.data_size:
+        return await map_rows(call, columns, rows, arrow, errors, misfits)
+    if code is None:
+        code = await call.unless_ended(call.engine.driver, shape, call.bound.tier)
     if code is None:
         return await map_rows(call, columns, rows, arrow, errors, misfits)
     sinks: list[Sink | BytesSink]
@@ -337,7 +343,9 @@ async def _map_values(
     if len(misfits) == rows:
         await _add_nulls(call, sinks, rows)
         return _together([sink.result() for sink in sinks])
-    driver = call.attach(code, bulk.exports)
+    if driver is None:
+        driver = call.attach(code, bulk.exports)
+        call.bound.note_attached(bulk.shape, code, driver)
     failing = None if errors is None else Failing(errors, misfits, code, bulk.exports)
     batch = MemoryChunks(call, driver, bulk, made, packed, rows, sinks, failing)
     while batch.done < rows:

@@ -133,7 +133,10 @@ def cache_verdict(
         if not keeps:
             return "a seat is kept: an instance is closed when its lease ends", None
         name, limit = min(limits.items(), key=lambda item: item[1])
-        return f"kept: {takes}, and is kept up to {name} = {limit}", None
+        said = f"kept: {takes}, and is kept up to {name} = {limit}"
+        if size + WASM_PAGE > limit:
+            said += f"; not after a batch, which takes at least {WASM_PAGE} bytes more"
+        return said, None
     names = " and ".join(short)
     reached = " and ".join(f"{name} is {limit}" for name, limit in short.items())
     left = "never kept"

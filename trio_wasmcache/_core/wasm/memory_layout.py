@@ -21,6 +21,8 @@ ROWS_LIMIT: Final = 2048
 """Rows of a chunk, at most: keeps Python's work on one short, at 0.1 microseconds a row."""
 HEAVY_ROWS, HEAVY_SIZE = 128, 16 * 1024
 """Rows and bytes of results in a chunk, at most, where each result takes Python microseconds."""
+LEAST_DATA: Final = 8 * 1024
+"""Bytes for the data of columns and results, at least."""
 
 ROW_AT, WHY_AT, AT_AT, SIZE_AT, FIRST_AT, PENDING_AT, RAW_AT, BASE_AT = 0, 4, 8, 12, 16, 20, 24, 32
 STATES_AT: Final = 64
@@ -117,6 +119,8 @@ class MemoryShape:
     canonical: bool = False
     """Whether the canonical ABI's rules hold: memory may begin at address 0, nothing is allocated
     as such, and the area of a result is aligned."""
+    pages: int = VALUES_SCRATCH_LIMIT // WASM_PAGE
+    """Pages of the scratch, at most, unless its columns need more."""
 
     @property
     def signature(self) -> FuncType:
@@ -170,6 +174,7 @@ class MemoryLayout:
 
 def scratch_of(shape: MemoryShape) -> MemoryLayout:
     """Return the layout of a shape, without its driver."""
+    limit = shape.pages * WASM_PAGE
     buffers = shape.args.count(BYTES)
     at = -(-(STATES_AT + STATE_SIZE * (buffers + shape.areas)) // 8) * 8
     bitmaps = buffers if shape.passes_nulls else 1
@@ -178,10 +183,10 @@ def scratch_of(shape: MemoryShape) -> MemoryLayout:
         sum(8 if name == BYTES else CELLS[name].size for name in shape.args)
         + sum(4 if name == BYTES else CELLS[name].size for name in shape.results)
     )
-    room = VALUES_SCRATCH_LIMIT // 2 - at - 8 * (buffers + len(shape.results) + bitmaps)
-    limit = HEAVY_ROWS if shape.heavy else ROWS_LIMIT
+    room = limit // 2 - at - 8 * (buffers + len(shape.results) + bitmaps)
+    most = HEAVY_ROWS if shape.heavy else ROWS_LIMIT
     # Eight rows of the most parameters allowed, 1000, leave some space for data.
-    rows = max(min(8 * room // max(bits, 1), limit) // 8 * 8, 8)
+    rows = max(min(8 * room // max(bits, 1), most) // 8 * 8, 8)
 
     def take(size: int) -> int:
         nonlocal at
@@ -191,7 +196,9 @@ def scratch_of(shape: MemoryShape) -> MemoryLayout:
     validity = tuple(take(rows // 8) for _ in range(bitmaps))
     args = tuple(take(8 * (rows + 1) if n == BYTES else CELLS[n].size * rows) for n in shape.args)
     results = tuple(take((4 if n == BYTES else CELLS[n].size) * rows) for n in shape.results)
-    left = VALUES_SCRATCH_LIMIT - at
+    left = limit - at
+    if left < LEAST_DATA:  # with a few hundred columns of bytes, and not all pages
+        return scratch_of(attrs.evolve(shape, pages=shape.pages + 1))
     out_size = left if not buffers else left // 2 if shape.style else 0
     if shape.heavy:
         out_size = min(out_size, HEAVY_SIZE)
