@@ -6,6 +6,7 @@ import gc
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from engine.support import wat
@@ -29,17 +30,22 @@ SOURCE = """(module
   (func (export "one") (param i32 i64) (result i64) (call $spin (local.get 0)) (local.get 1))
   (func (export "two") (param i32 i64) (result i64 i64)
     (call $spin (local.get 0)) (local.get 1) (local.get 1))
+  (func (export "short") (param i32 i64) (result i64) (local.get 1))
+  (func (export "costly") (param i32 i64) (result i64)
+    (i64.add (local.get 1) (i64.mul (i64.const 2) (i64.extend_i32_u (local.get 0)))))
   (func (export "trap") (param i32 i64) (result i64) (call $spin (local.get 0)) unreachable))"""
 FUEL, SLICE, LONG = 100_000, 1_000, 1_000
 
 
 @asynccontextmanager
-async def instances(count: int, *, used: bool = True) -> AsyncIterator[list[WasmtimeInstance]]:
+async def instances(
+    count: int, *, used: bool = True, slice_fuel: int = SLICE
+) -> AsyncIterator[list[WasmtimeInstance]]:
     """So many instances of one module; if they are `used`, no call runs without a future."""
     engine = WasmtimeEngine(512 * KiB)
     artifact = await engine.compile(wat(SOURCE), lambda info: check_limits(info, "frames", 0, 0))
     module = await engine.load(artifact, ())
-    made = [module.instantiate(FUEL, SLICE) for _ in range(count)]
+    made = [module.instantiate(FUEL, slice_fuel) for _ in range(count)]
     for instance in made:
         assert instance.poll()
         instance.started()
@@ -121,6 +127,60 @@ async def test_a_trap_that_nobody_was_told_of_is_not_told_of_another(
             frames = [caller.frame, *caller.spare]
             assert not any(frame.trap or frame.busy for frame in frames)
             assert good.begin((1, 3), FUEL) == 3
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("slice_fuel", [SLICE, 10**6])
+@pytest.mark.parametrize("names", [("one", "one"), ("two", "two"), ("short", "costly")])
+async def test_fuel_of_a_call_is_its_own_whatever_a_signal_handler_calls(
+    names: tuple[str, str],
+    slice_fuel: int,
+    used: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Handlers run after any native call, and may call a function of the same signature."""
+    handled: list[int] = []
+
+    def handle(*_: object) -> None:
+        within.begin((30, 2), FUEL)
+        handled.append(FUEL - within.left.value)
+
+    def interrupted(native_call: Any) -> Any:
+        def call(*arguments: object) -> object:
+            result = native_call(*arguments)
+            if at:
+                at[0] -= 1
+                if not at[0]:
+                    at.clear()
+                    signal.raise_signal(signal.SIGUSR1)
+            return result
+
+        return call
+
+    at: list[int] = []
+    for one in ("set_fuel", "call", "poll", "delete", "get_fuel", "call_at_once", "call_bounded"):
+        name = f"hot_{one}"
+        monkeypatch.setattr(native, name, interrupted(getattr(native, name)))
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        async with instances(20, used=used, slice_fuel=slice_fuel) as made:
+            within, alone, *others = (
+                one.function(name)
+                for one, name in zip(made, (names[1], *names[:1] * 19), strict=True)
+            )
+            within.begin((30, 2), FUEL)
+            alone.begin((1, 1), FUEL)
+            burnt = FUEL - alone.left.value
+            for step, function in enumerate(others, 1):
+                at[:] = [step]
+                function.begin((1, 1), FUEL)
+                assert FUEL - function.left.value == burnt, step
+                if at:
+                    break
+            assert len(handled) == step - 1 >= 3
+            assert burnt not in handled
     finally:
         signal.signal(signal.SIGUSR1, before)
 

@@ -143,6 +143,8 @@ class WasmtimeFunction:
                 caller.note_long(self.name)
                 self._renew()
                 return False
+            if caller.interrupted:
+                caller.ask_again(self)
             caller.left.value += fuel - length
             native.hot_set_fuel(instance.context, c_uint64.from_param(caller.left.value))
         instance.spent = False
@@ -170,7 +172,7 @@ class Caller:
 
     __slots__ = (
         *("frame", "fuel", "fuel_ref", "hosted", "left", "left_ref", "offsets", "spare", "type"),
-        *("long", "ran", "within"),
+        *("interrupted", "long", "ran", "within"),
     )
 
     def __init__(
@@ -189,6 +191,8 @@ class Caller:
         self.hosted = hosted
         self.left = c_uint64()
         self.left_ref = byref(self.left)
+        self.interrupted = False
+        """Whether a call may have come between a call and what is `left` of its fuel."""
         self.fuel = 0
         self.fuel_ref: native.Ready = c_uint64.from_param(0)
         self.frame = Frame(self)
@@ -217,6 +221,12 @@ class Caller:
         self.fuel, self.fuel_ref = fuel, c_uint64.from_param(fuel)
         return self.fuel_ref
 
+    def ask_again(self, function: WasmtimeFunction) -> None:
+        """Put what is left of the fuel of a call, which is over, in `left` again."""
+        while self.interrupted:
+            self.interrupted = False
+            native.hot_get_fuel(*function.where_left)
+
     def apart(self, function: WasmtimeFunction, values: Sequence[object], fuel: int) -> Any:
         """Begin a call while another's keeps `frame`; see `GuestFunction.begin`."""
         frame = self.spare.pop() if self.spare else Frame(self)
@@ -225,6 +235,7 @@ class Caller:
             begin = frame.begin_bounded() if function.bounded else frame.begin
             return begin(twin, values, fuel)
         finally:
+            self.interrupted = True
             if not frame.busy:
                 frame.leave()
 
@@ -353,6 +364,8 @@ class Frame(Ending):
                         if trap or error:
                             raise frame.take_error()
                         result = answer[at] if answer else frame.take()
+                        if caller.interrupted:
+                            caller.ask_again(function)
                         ended = True
                         return result
                     begun = False
@@ -380,8 +393,11 @@ class Frame(Ending):
                     refusal = told_apart(frame)
                     ended = isinstance(refusal, NoMemoryError)  # it never began
                     raise refusal
-                get_fuel(*function.where_left)
                 result = answer[at] if answer else frame.take()
+                # No call comes in between once nothing is called any more.
+                get_fuel(*function.where_left)
+                if caller.interrupted:
+                    caller.ask_again(function)
                 ended = True
                 return result
             finally:
@@ -449,10 +465,13 @@ class Frame(Ending):
                 if problem or trap:
                     error.value = problem
                     raise frame.take_error()
-                get_fuel(*function.where_left)
                 if not caller.ran:
                     caller.note_ran()
                 result = answer[at] if answer else take()
+                # As in `begin`.
+                get_fuel(*function.where_left)
+                if caller.interrupted:
+                    caller.ask_again(function)
                 ended = True
                 return result
             finally:
