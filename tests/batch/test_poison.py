@@ -549,6 +549,52 @@ async def test_what_is_kept_of_many_errors(real: WasmtimeKit) -> None:
                 assert error.__traceback__ is None
 
 
+async def test_frames_after_a_batch_with_many_errors(real: WasmtimeKit, isolation: str) -> None:
+    """The next batch has all facts again, whatever it is, in the same lease and in others."""
+
+    def frames(errors: dict[int, Any]) -> list[int]:
+        return [len(error.frames) for error in errors.values()]
+
+    async def has_all_facts(lease: Lease) -> None:
+        """A driver for nulls, too, has a brief form of its own."""
+        for column in ([0] * 3, [0, 0, None, 0]):
+            await lease.map([[8] * len(column), column], on_error="null")
+            assert frames(lease.row_errors) == [1] * 3
+        many = [0] * (COMPLETE + 4)
+        for column in ([*many, None], many):
+            await lease.map([[8] * len(column), column], on_error="null")
+            assert frames(lease.row_errors) == [1] * COMPLETE + [0] * 4
+
+    async with real.open() as cache:
+        f = await add(cache, "f", dividing(real), args=TWO, isolation=isolation)
+        for _ in range(3):
+            async with f.acquire() as lease:
+                for _ in range(2):
+                    await has_all_facts(lease)
+        for column in (array("q", [0]), [0], [None, 0]):
+            async with f.acquire() as lease:
+                await lease.map([[1], [1]])
+                with pytest.raises(TrapError) as caught:
+                    await lease.map([[8] * len(column), column])
+                assert len(caught.value.frames) == 1
+
+
+async def test_frames_after_many_errors_in_text(real: WasmtimeKit, isolation: str) -> None:
+    """The driver of text has them again, too."""
+    async with real.open() as cache:
+        f = await moody_function(cache, "f", isolation)
+        for _ in range(2):
+            async with f.acquire() as lease:
+                for many in (3, COMPLETE + 4):
+                    await lease.map([["t"] * many], on_error="null")
+                    errors: list[Any] = list(lease.row_errors.values())
+                    have = [bool(error.frames) for error in errors]
+                    assert have == [number < COMPLETE for number in range(many)]
+                with pytest.raises(TrapError) as caught:
+                    await lease.map([["t"]])
+                assert caught.value.frames
+
+
 async def test_fuel_of_rows(real: WasmtimeKit, offload: int | None, isolation: str) -> None:
     """Each may burn `total_fuel`, those that fail ten times as much together."""
     config = CacheConfig(total_fuel=100_000, yield_fuel=10_000, offload_after=offload)

@@ -501,21 +501,25 @@ class Chunks:
             self.renew(call.attach(failing.code, failing.exports))
             self._most = max(FIRST_CHUNK, 2 * (self.done - self._renewed))
             self._renewed = self.done
-        self.driver.abridge(failing.errors.brief)
 
     def put_back(self) -> None:
         """Note that the instance was put back, and knows nothing of the rows so far."""
 
     async def _drive(self, begun: bool) -> None:
-        call = self.call
+        call, driver = self.call, self.driver
         self.job = job = call.new_job(self, self.fuel_left())
         call.find_row = self.row
+        brief = None if self._failing is None else self._failing.errors.brief
         try:
+            if brief:
+                driver.abridge(brief)
             over = False if begun else call.with_stack(self.poll)
             job.charge()
             if not over:
                 await call.runner.drive(job)
         finally:
+            if brief:
+                driver.abridge(frozenset())  # which the instance keeps for other batches
             # Break the cycles, so that large results are freed at once.
             self.job = call.find_row = None
             call.end_job(job)
