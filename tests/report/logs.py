@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import Factory, define, evolve
+from attrs import Factory, define
 
 from trio_wasmcache._core.events import (
     Acquired,
@@ -64,7 +64,7 @@ class Log:
         self.lines.append({**fields, "event": event.name, "level": event.level})
 
     def opened(self, at: float = 0.0, **limits: Any) -> None:
-        self.add(at, evolve(OPENED, **limits))
+        self.add(at, OPENED.changed(**limits))
 
     def closed(self, at: float) -> None:
         self.add(at, make(Closed))

@@ -11,13 +11,11 @@ A change of a field's meaning, or the loss of one, raises `SCHEMA_VERSION`; a ne
 from __future__ import annotations
 
 import enum
-import functools
-import math
-from collections.abc import Callable
-from operator import attrgetter
 from typing import ClassVar
 
-from attrs import field, fields, frozen
+from attrs import frozen
+
+from .facts import Fact
 
 SCHEMA_VERSION = 1
 
@@ -40,18 +38,8 @@ class Reason(enum.Enum):
     PROFILED = "profiled"
 
 
-def _finite(seconds: float | None) -> float | None:
-    """Return the number, or None for infinity, which JSON cannot express."""
-    return None if seconds == math.inf else seconds
-
-
-@frozen(kw_only=True, eq=False, repr=False)
-class Event:
-    """One event. The log adds the cache, the time and the order (see `Stamped`).
-
-    Events are equal if they are of one kind and all fields are. That is written once here, and not
-    generated for each kind, which would take half of the time of importing this file.
-    """
+class Event(Fact):
+    """One event. The log adds the cache, the time and the order (see `Stamped`)."""
 
     name: ClassVar[str] = ""
     """Name of the event in the log."""
@@ -61,39 +49,7 @@ class Event:
         """The level at which it is logged."""
         return "info"
 
-    def fields(self) -> dict[str, object]:
-        """Return {field: plain value}; enums by value, None included."""
-        names, values_of = _reader(type(self))  # type: ignore[arg-type] # classes can be hashed
-        return dict(zip(names, values_of(self), strict=True))
 
-    def _values(self) -> tuple[object, ...]:
-        return tuple(getattr(self, one.name) for one in fields(type(self)))
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return self._values() == other._values()
-
-    def __hash__(self) -> int:
-        return hash((type(self), self._values()))
-
-    def __repr__(self) -> str:
-        names = (one.name for one in fields(type(self)))
-        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-        return f"{type(self).__name__}({shown})"
-
-
-@functools.cache
-def _reader(kind: type[Event]) -> tuple[tuple[str, ...], Callable[[Event], tuple[object, ...]]]:
-    """Return the fields of a kind of event, and a getter that costs a third of `attrs.asdict`.
-
-    The log's thread reads every event while the event loop waits for the GIL.
-    """
-    names = tuple(it.name for it in fields(kind))
-    return names, attrgetter(*(f"{name}.value" if name == "reason" else name for name in names))
-
-
-@frozen(kw_only=True, eq=False, repr=False)
 class OfLimits(Event):
     """Base of the events about the limits of the cache."""
 
@@ -112,7 +68,7 @@ class OfLimits(Event):
     """Limit of the worst sizes of running instances together (bytes); None: no limit."""
     max_result_size_bytes: int | None = None
     """Limit of the result of one call or batch (bytes); None: the log is older than the limit."""
-    idle_timeout_seconds: float | None = field(converter=_finite)
+    idle_timeout_seconds: float | None
     """Seconds after which an unused instance is evicted; None: never, or "adaptive"."""
     idle_timeout_policy: str | None = None
     """"fixed", or "adaptive": each function has a timeout of its own; None: a log from before this
@@ -125,7 +81,6 @@ class OfLimits(Event):
     """Limit of the addresses that instances and code reserve (bytes); None: no limit."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class OfConfig(OfLimits):
     """Base of the events about all limits of the cache, those included that never change."""
 
@@ -147,21 +102,18 @@ class OfConfig(OfLimits):
     """Whether acquires and recycles are logged, too."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Opened(OfConfig):
     """The cache was opened with these limits."""
 
     name = "wasmcache.opened"
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Resized(OfLimits):
     """The limits were changed to these."""
 
     name = "wasmcache.resized"
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Closed(Event):
     """The cache was closed, after this many leases and evictions. The last event except `Lost`."""
 
@@ -181,7 +133,6 @@ class Closed(Event):
     """Number of instances and seats evicted, for any reason."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class OfGroup(Event):
     """Base of the events about the limits of a scheduling group."""
 
@@ -200,21 +151,18 @@ class OfGroup(Event):
     """Limit of the CPU time of its guests (cores); None: no limit."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class GroupOpened(OfGroup):
     """A scheduling group was opened."""
 
     name = "wasmcache.group_opened"
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class GroupResized(OfGroup):
     """The limits of a scheduling group were changed to these; evictions may follow."""
 
     name = "wasmcache.group_resized"
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Throttled(Event):
     """Calls of a group waited, as it had used the CPU time of its `cpu_limit`; once a second."""
 
@@ -231,7 +179,6 @@ class Throttled(Event):
     """Number of its calls that wait now."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class GroupClosed(Event):
     """A scheduling group closes; the evictions of its idle instances follow."""
 
@@ -242,7 +189,6 @@ class GroupClosed(Event):
     """Whether it closes because the cache does."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class OfFunction(Event):
     """Base of the events about a function."""
 
@@ -252,7 +198,6 @@ class OfFunction(Event):
     """Types of its arguments, separated by commas."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Registered(OfFunction):
     """A function can be acquired from now on."""
 
@@ -302,7 +247,6 @@ class Registered(OfFunction):
         return "info" if self.advice is None else "warning"
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Prepared(OfFunction):
     """The calls of `prepare` were made; the `registered` event of the function follows."""
 
@@ -332,7 +276,6 @@ class Prepared(OfFunction):
     """Whether this was found in `cache_dir`, so that no call was made now."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Overgrown(OfFunction):
     """The instances of a function are not reset any more: they had grown in nearly every lease.
 
@@ -358,7 +301,6 @@ class Overgrown(OfFunction):
         return "warning"
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Promoted(OfFunction):
     """The code of a function that the optimizing compiler made is ready, or can't be made.
 
@@ -402,7 +344,6 @@ class Promoted(OfFunction):
         return "info" if self.error is None else "warning"
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Profiled(OfFunction):
     """A profile of a function begins, or ends: its new instances are made of another module.
 
@@ -442,7 +383,6 @@ class Profiled(OfFunction):
     """Units of fuel for which these samples stand; None if the profile begins."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Removed(OfFunction):
     """A function can no longer be acquired; the evictions of its idle instances follow."""
 
@@ -451,7 +391,6 @@ class Removed(OfFunction):
     """Number of the registration of the function that was removed."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Refused(OfFunction):
     """The system refused memory, addresses or mappings for a function.
 
@@ -477,7 +416,6 @@ class Refused(OfFunction):
         return "warning"
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class OfEntry(OfFunction):
     """Base of the events about a function in a group."""
 
@@ -487,7 +425,6 @@ class OfEntry(OfFunction):
     """Number of the registration of the function."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Use(OfEntry):
     """Base of the events about one instance."""
 
@@ -495,7 +432,6 @@ class Use(OfEntry):
     """Number of the instance or seat in its cache."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Loaded(Use):
     """An instance was made."""
 
@@ -521,7 +457,6 @@ class Loaded(Use):
     """Size of its module's machine code (bytes)."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Failed(OfEntry):
     """An instance could not be made."""
 
@@ -544,7 +479,6 @@ class Failed(OfEntry):
         return "warning"
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Evicted(Use):
     """An instance or a seat was evicted."""
 
@@ -599,12 +533,17 @@ class Evicted(Use):
     """Number of evictions that it stands for: in a batch, those after the first 99 have one event
     together. None: one."""
 
+    def fields(self) -> dict[str, object]:
+        """Return {field: plain value}; the reason by its value."""
+        found = super().fields()
+        found["reason"] = self.reason.value
+        return found
+
     @property
     def level(self) -> str:
         return "info" if self.advice is None else "warning"
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Requested(OfEntry):
     """With `log_uses`: an acquire has its token and asks for an instance.
 
@@ -625,7 +564,6 @@ class Requested(OfEntry):
     never."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class OfTask(OfEntry):
     """Base of the events about an acquire or its lease, and its task."""
 
@@ -635,7 +573,6 @@ class OfTask(OfEntry):
     """Number of the task, as in `Requested`."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Blocked(OfTask):
     """With `log_uses`: an acquire has to wait."""
 
@@ -644,7 +581,6 @@ class Blocked(OfTask):
     """Resource that it waits for: ``"a token"``, ``"an instance"`` or ``"room"``."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Abandoned(OfTask):
     """With `log_uses`: an acquire ended without a lease: cancelled, refused, or the load failed."""
 
@@ -653,7 +589,6 @@ class Abandoned(OfTask):
     """Type of the error raised to the caller."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Acquired(Use):
     """With `log_uses`: a lease was granted."""
 
@@ -676,7 +611,6 @@ class Acquired(Use):
     """Code of loaded modules and stacks of running instances, now (bytes)."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Left(OfTask):
     """With `log_uses`: a block ended while another task has a call of its lease under way.
 
@@ -686,7 +620,6 @@ class Left(OfTask):
     name = "wasmcache.left"
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Recycled(Use):
     """With `log_uses`: a lease ended."""
 
@@ -726,7 +659,6 @@ class Recycled(Use):
     """Code of loaded modules and stacks of running instances, now (bytes)."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class OfPreparation(OfEntry):
     """Base of the events about the instance in which a function is prepared.
 
@@ -737,7 +669,6 @@ class OfPreparation(OfEntry):
     """Number of the preparation among the acquires of its cache."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class PreparationRequested(OfPreparation):
     """With `log_uses`: `register` asks for an instance in which the calls of `prepare` are made.
 
@@ -767,7 +698,6 @@ class PreparationRequested(OfPreparation):
     """Number of memory mappings of the code, while it is loaded."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class PreparationAwaited(OfPreparation):
     """With `log_uses`: other tasks wait for a preparation than before."""
 
@@ -776,7 +706,6 @@ class PreparationAwaited(OfPreparation):
     """Numbers of the tasks that wait now, as in `PreparationRequested`."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class PreparationEnded(OfPreparation):
     """With `log_uses`: the instance of a preparation was closed, or there is none."""
 
@@ -795,7 +724,6 @@ class PreparationEnded(OfPreparation):
     """Units of fuel that its calls burnt."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Output(Event):
     """A guest wrote a line, where `Wasi` says ``"log"``; or lines were dropped."""
 
@@ -821,7 +749,6 @@ class Output(Event):
     """Bytes of these lines."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Replayable(OfEntry):
     """With `log_values`: a call, or a row of a batch, with all that is needed to run it again.
 
@@ -892,7 +819,6 @@ class Replayable(OfEntry):
     the log, or the log its buffer."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class Lost(Event):
     """The log's buffer was full, so events are missing."""
 

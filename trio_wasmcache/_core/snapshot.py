@@ -6,32 +6,14 @@ the books of the cache anew; see `Policy.restore`. Times are seconds on the cach
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from operator import attrgetter
-
-from attrs import fields, frozen
-
 from .events import OfConfig
+from .facts import Fact
 
 
-@frozen(kw_only=True)
-class Item:
+class Item(Fact):
     """Base of the items."""
 
-    def fields(self) -> dict[str, object]:
-        """Return {field: plain value}."""
-        names, values_of = _reader(type(self))  # type: ignore[arg-type] # classes can be hashed
-        return dict(zip(names, values_of(self), strict=True))
 
-
-@functools.cache
-def _reader(kind: type[Item]) -> tuple[tuple[str, ...], Callable[[Item], tuple[object, ...]]]:
-    names = tuple(it.name for it in fields(kind))
-    return names, attrgetter(*names)
-
-
-@frozen(kw_only=True)
 class SnapshotGroup(Item):
     """A scheduling group."""
 
@@ -51,7 +33,6 @@ class SnapshotGroup(Item):
     """Whether it is being closed, and waits for threads that run its calls."""
 
 
-@frozen(kw_only=True)
 class SnapshotModule(Item):
     """A module of a function in the snapshot."""
 
@@ -81,7 +62,6 @@ class SnapshotModule(Item):
     """Under ``"gdsf"`` and ``"cost"``: number of the last rest of an instance that is gone."""
 
 
-@frozen(kw_only=True)
 class SnapshotFunction(Item):
     """A generation of a function: registered, or removed or replaced but still in use."""
 
@@ -133,7 +113,6 @@ class SnapshotFunction(Item):
     """Number of memory mappings of an instance of that module."""
 
 
-@frozen(kw_only=True)
 class SnapshotResident(Item):
     """An instance or a seat in the cache, whatever its state."""
 
@@ -197,7 +176,6 @@ class SnapshotResident(Item):
     is not decided yet."""
 
 
-@frozen(kw_only=True)
 class SnapshotRequest(Item):
     """An acquire, or a preparation, under way: it waits, loads or holds an instance."""
 
@@ -245,7 +223,6 @@ class SnapshotRequest(Item):
     acquire."""
 
 
-@frozen(kw_only=True)
 class SnapshotTokenWait(Item):
     """An acquire that waits for a token of its group."""
 
@@ -263,7 +240,6 @@ class SnapshotTokenWait(Item):
     """Time at which it began to wait (seconds)."""
 
 
-@frozen(kw_only=True)
 class SnapshotOrder(Item):
     """What the eviction policy has besides what it has of each instance and module."""
 
@@ -276,7 +252,6 @@ class SnapshotOrder(Item):
     """Number of the instance or module at which the hand stands; None: at the end."""
 
 
-@frozen(kw_only=True)
 class SnapshotGone(Item):
     """With an adaptive timeout: a function and group whose last instance was evicted."""
 
@@ -296,7 +271,6 @@ class SnapshotGone(Item):
     """Idle times of a removed function, as in `SnapshotFunction`."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
 class SnapshotPart(OfConfig):
     """With `log_uses`: a part of what was in the cache after event `at_seq`.
 

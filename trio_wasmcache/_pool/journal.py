@@ -402,15 +402,17 @@ class Journal:
         """Note that an instance was made between `began` and `at`, or with `seat` from a seat."""
         module = instance.module
         self.note(
-            Loaded(
-                **self._instance(request, instance),
-                module_digest=module.digest,
-                module_loaded=instance.loads_module,
-                seat=seat,
-                warmed=request.warm,
-                load_seconds=at - began,
-                size_bytes=instance.size,
-                code_bytes=module.code_size,
+            Loaded.of_fields(
+                {
+                    **self._instance(request, instance),
+                    "module_digest": module.digest,
+                    "module_loaded": instance.loads_module,
+                    "seat": seat,
+                    "warmed": request.warm,
+                    "load_seconds": at - began,
+                    "size_bytes": instance.size,
+                    "code_bytes": module.code_size,
+                }
             ),
             at,
             origin,
@@ -750,6 +752,7 @@ def _everything(config: CacheConfig, system: SystemLimits) -> Fields:
 def _limits(config: CacheConfig, system: SystemLimits) -> Fields:
     """Return the limits that `resize` can change and a replay needs."""
     adaptive = config.idle_timeout == ADAPTIVE
+    endless = config.idle_timeout == math.inf  # which JSON can't express
     return {
         "policy": config.policy,
         "max_size_bytes": config.max_size,
@@ -758,7 +761,7 @@ def _limits(config: CacheConfig, system: SystemLimits) -> Fields:
         "max_code_size_bytes": config.max_code_size,
         "max_running_size_bytes": config.max_running_size,
         "max_result_size_bytes": config.max_result_size,
-        "idle_timeout_seconds": None if adaptive else config.idle_timeout,
+        "idle_timeout_seconds": None if adaptive or endless else config.idle_timeout,
         "idle_timeout_policy": ADAPTIVE if adaptive else "fixed",
         "min_idle_timeout_seconds": config.min_idle_timeout,
         "max_idle_timeout_seconds": config.max_idle_timeout,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import final
 
 import trio
-from attrs import evolve
 from trio.lowlevel import Abort, reschedule
 
 from .._core.config import CacheConfig, MiB
@@ -300,7 +299,7 @@ class Pool:
             verdict = f"{verdict}; {definition.module.prepared}"
         function.define(definition.without_resets(verdict, kept))
         advice = ADVICE.format(function=function.key, size=event.size_bytes)
-        self.journal.note(evolve(event, cache_verdict=kept, advice=advice), at, origin)
+        self.journal.note(event.changed(cache_verdict=kept, advice=advice), at, origin)
 
     def evict_for(self, need: Need, reserved: Reserved, error: Exception, attempt: int) -> None:
         """Evict idle instances, as the system refused memory for an instance or code.

@@ -15,7 +15,6 @@ from random import Random
 from typing import Any, get_args
 
 import pytest
-from attrs import asdict
 from core.policy.policy_model import (
     MCode,
     MFunction,
@@ -824,7 +823,7 @@ class PolicyMachine(RuleBasedStateMachine):
         self.forget_ended()
 
     def check_event(self, event: Evicted) -> None:
-        fields = asdict(event, recurse=False)
+        fields: dict[str, Any] = event.fields()
         if event.replaced_by is None:
             assert fields["total_size_before_bytes"] >= fields["total_size_after_bytes"]
             freed = fields["code_size_before_bytes"] - fields["code_size_after_bytes"]

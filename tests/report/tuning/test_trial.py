@@ -60,14 +60,14 @@ def by_the_policy(events: list[Event], trace: Trace, settings: Settings) -> tupl
         match event["event"].removeprefix("wasmcache."):
             case "group_opened":
                 assert isinstance(made, GroupOpened)
-                alone = evolve(made, max_size_bytes=None, reserved_size_bytes=None)
+                alone = made.changed(max_size_bytes=None, reserved_size_bytes=None)
                 books.open_group(alone, lambda: False)
             case "group_closed":
                 group = books.groups.pop(event["group"])
                 policy.close_group(group, now, Reason.GROUP_CLOSED)
             case "registered":
                 assert isinstance(made, Registered)
-                books.register(evolve(made, concurrency=10**6), now)
+                books.register(made.changed(concurrency=10**6), now)
             case "removed":
                 assert isinstance(made, Removed)
                 books.remove(made, now)

@@ -78,7 +78,7 @@ def brute_force(events: list[Event], size: int, timeout: float) -> int:
                 policy.close_group(group, now, Reason.GROUP_CLOSED)
             case "registered":
                 assert isinstance(made, Registered)
-                books.register(evolve(made, concurrency=10**6), now)
+                books.register(made.changed(concurrency=10**6), now)
             case "removed":
                 assert isinstance(made, Removed)
                 books.remove(made, now)

@@ -1131,29 +1131,31 @@ class Instances:
                 f"{function.key} takes {instance.size} bytes, more than max_instance_size = "
                 f"{limit}: it is loaded anew for every lease until the limit is raised"
             )
-        event = Evicted(
+        fields = {
             **function.names,
-            group=instance.entry.group.name,
-            instance=instance.number,
-            reason=reason,
-            seat=instance.seat,
-            module_digest=module.digest,
-            freed_bytes=instance.size,
-            freed_code_bytes=0 if module.users else module.code_size,
-            idle_seconds=now - instance.last_used,
-            age_seconds=now - instance.created_at,
-            uses=instance.uses,
-            total_size_before_bytes=before[0],
-            total_size_after_bytes=self.ledger.total_size,
-            code_size_before_bytes=before[1],
-            code_size_after_bytes=self.ledger.used,
-            limit_bytes=limit,
-            error=error,
-            **({} if need is None else _whose(need)),
-            advice=advice,
-            replaced_by=replacing[0],
-            evictions=replacing[1],
-        )
+            "group": instance.entry.group.name,
+            "instance": instance.number,
+            "reason": reason,
+            "seat": instance.seat,
+            "module_digest": module.digest,
+            "freed_bytes": instance.size,
+            "freed_code_bytes": 0 if module.users else module.code_size,
+            "idle_seconds": now - instance.last_used,
+            "age_seconds": now - instance.created_at,
+            "uses": instance.uses,
+            "total_size_before_bytes": before[0],
+            "total_size_after_bytes": self.ledger.total_size,
+            "code_size_before_bytes": before[1],
+            "code_size_after_bytes": self.ledger.used,
+            "limit_bytes": limit,
+            "error": error,
+            "advice": advice,
+            "replaced_by": replacing[0],
+            "evictions": replacing[1],
+        }
+        if need is not None:
+            fields.update(_whose(need))
+        event = Evicted.of_fields(fields)
         result.evicted.append((instance, event))
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import repeat
-from operator import call, itemgetter
+from operator import itemgetter
 from types import NoneType
 from typing import Any, get_type_hints
 
@@ -34,7 +33,6 @@ _REASONS: dict[str, Any] = {reason.value: reason for reason in Reason}
 ITEM_LETTERS = 500
 # Number of signatures remembered; there are a few for each kind of event.
 MAX_SIGNATURES = 100
-Setter = Callable[[Event, Any], None]
 
 
 @define(eq=False)
@@ -70,8 +68,6 @@ class Kind:
     """{field, stamps included: allowed types of its value}."""
     get: itemgetter[Any]
     """Fetches the stamps and the values of all fields."""
-    setters: tuple[Setter, ...]
-    """Setters of the fields of a new event: `__init__` sets them by name, at twice the cost."""
     reason: int | None
     """Index of the field that is the reason; None: there is none."""
     lists: tuple[tuple[int, ItemKind], ...] = ()
@@ -90,10 +86,7 @@ class Kind:
             values[self.reason] = _REASONS.get(values[self.reason], values[self.reason])
         for index, kind in self.lists:
             values[index] = tuple(map(kind.build, values[index]))
-        event = object.__new__(self.make)
-        for _ in map(call, self.setters, repeat(event), values):
-            pass
-        return event
+        return self.make.of(values)
 
 
 def _kind_of(event: type[Event]) -> Kind:
@@ -104,7 +97,6 @@ def _kind_of(event: type[Event]) -> Kind:
         names,
         {**STAMP_TYPES, **types},
         itemgetter(*STAMPS, *names),
-        tuple(getattr(event, name).__set__ for name in names),
         names.index("reason") if "reason" in names else None,
         tuple(
             (names.index(name), ItemKind(item, tuple(types_of(item).items())))

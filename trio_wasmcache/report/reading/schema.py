@@ -79,7 +79,7 @@ def make_schema() -> dict[str, Any]:
 def types_of(event: type[Event] | type[Item]) -> dict[str, tuple[type, ...]]:
     """Return {field: the Python types that its value in a parsed line may have}."""
     hints = get_type_hints(event)
-    return {field.name: _plain(hints[field.name]) for field in fields(event)}
+    return {name: _plain(hints[name]) for name in event.field_names}
 
 
 def item_type(hint: Any) -> type[Item] | None:
@@ -105,9 +105,9 @@ def _definition(event: type[Event] | type[Item]) -> dict[str, Any]:
     hints = get_type_hints(event)
     told = described_fields(event)
     properties = {}
-    for field in fields(event):
-        properties[field.name] = _property(hints[field.name])
-        properties[field.name]["description"] = told[field.name].text
+    for name in event.field_names:
+        properties[name] = _property(hints[name])
+        properties[name]["description"] = told[name].text
     return {
         "description": inspect.cleandoc(event.__doc__ or ""),
         "required": list(properties),

@@ -257,7 +257,7 @@ class WhatIf:
                 self._request_preparation(event)
             case Registered():
                 if self.concurrency is not None:
-                    event = evolve(event, concurrency=self.concurrency)
+                    event = event.changed(concurrency=self.concurrency)
                 self._act(self._books.register(event, self._now))
             case Removed():
                 self._act(self._books.remove(event, self._now))
@@ -308,7 +308,7 @@ class WhatIf:
         group, policy = self._books.groups.get(event.group), self._books.policy
         if group is None or group.closed:
             return
-        request = self._books.prepare(evolve(event, for_tasks=""), group, self._now)
+        request = self._books.prepare(event.changed(for_tasks=""), group, self._now)
         try:
             step = policy.acquire(request, self._now)
         except WasmCacheError:
