@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -325,6 +327,63 @@ async def test_a_snapshot_displaces_no_event() -> None:
     numbers = [fields["seq"] for _, _, fields in logger.lines]
     assert numbers == sorted(numbers)
     assert len(numbers) == 1 + BUFFER_EVENTS + 1 + 1000
+
+
+@pytest.mark.parametrize("error", [OSError, SystemExit])
+async def test_a_dead_sink_is_reported_once(
+    error: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line on stderr, as nothing else would tell until somebody reads `stats()`."""
+    writer = ThreadedLogWriter(BrokenLogger(error), label="prices")
+    for number in range(8):
+        writer.add(fact(number), 1.0)
+    await writer.close(60)
+    assert writer.failures == 4
+    assert capsys.readouterr().err == (
+        "trio_wasmcache (prices): the log's sink raised for wasmcache.removed: "
+        f"{error.__name__}: the disk is full; "
+        "further failures are counted in stats().log_failures only\n"
+    )
+
+
+async def test_a_dead_sink_of_the_inline_writer_is_reported_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same, where there is no thread."""
+    writer = InlineLogWriter(BrokenLogger(OSError))
+    for number in range(8):
+        writer.add(fact(number), 1.0)
+    said = capsys.readouterr().err
+    assert said.startswith("trio_wasmcache: the log's sink raised for wasmcache.removed: OSError")
+    assert said.count("\n") == 1
+
+
+class Unreadable(Exception):
+    """An error without a text."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_dead_sink_without_a_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], closed: bool
+) -> None:
+    """Nothing is said, and nothing fails: there may be none, it may be closed, or the text fail."""
+    stream = io.StringIO()
+    stream.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream if closed else None)
+        writer = InlineLogWriter(BrokenLogger(OSError))
+        writer.add(fact(1), 1.0)
+        assert writer.failures == 1
+
+    class Logger(ListLogger):
+        def info(self, event: str, **fields: Any) -> None:
+            raise Unreadable
+
+    InlineLogWriter(Logger()).add(fact(1), 1.0)
+    assert capsys.readouterr() == ("", "")
 
 
 async def test_a_snapshot_that_can_not_be_rendered_ends_nothing() -> None:

@@ -23,6 +23,7 @@ import functools
 import inspect
 import logging
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import Context
@@ -33,7 +34,7 @@ import trio
 from attrs import frozen
 
 from ._core.events import Event, Lost, Output, Replayable, Stamped
-from ._core.text import shown
+from ._core.text import printable, shown
 from ._ki import outlast
 from ._threads import no_autojump
 
@@ -55,6 +56,8 @@ BUFFER_OUTPUTS = 1000
 BUFFER_VALUES = 100
 # Characters of a label: every event has it.
 MAX_LABEL = 100
+# Characters of the reason why a sink fails.
+MAX_REASON = 300
 
 Render: TypeAlias = Callable[[int], Iterator[Event]]
 """Returns the parts of a snapshot that was taken after the event of that number; any thread may
@@ -184,6 +187,25 @@ def check_label(label: object) -> str:
             f"label must be printable, of at most {MAX_LABEL} characters, got {shown(label)}"
         )
     return label
+
+
+def _report(event: str, label: str, error: BaseException) -> None:
+    """Say on stderr that the sink has failed for the first time: a dead log has no other place.
+
+    Neither by `warnings`, which a program may turn into errors, nor by `logging`, which may be the
+    sink that has failed.
+    """
+    with contextlib.suppress(Exception):  # stderr may be closed, and an error have no text
+        if sys.stderr is None:
+            return
+        cache = f"trio_wasmcache ({label})" if label else "trio_wasmcache"
+        reason = printable(f"{type(error).__name__}: {error}", MAX_REASON)
+        print(
+            f"{cache}: the log's sink raised for {event}: {reason}; "
+            "further failures are counted in stats().log_failures only",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _write_here(logger: object, stamped: Stamped) -> None:
@@ -411,8 +433,8 @@ class ThreadedLogWriter:
             return
         try:
             part = next(self._parts, None)
-        except Exception:  # for lack of memory
-            self.failures += 1
+        except Exception as error:  # for lack of memory
+            self._note_failure("a snapshot", error)
             part = None
         if part is None:
             self._parts = None
@@ -423,12 +445,16 @@ class ThreadedLogWriter:
     def _write(self, stamped: Stamped, origin: Origin | None) -> None:
         try:
             write(self._logger, stamped, origin)
-        except BaseException:  # `SystemExit` would silently end this thread, and the log
-            # There is nowhere to report it but the sink that just failed; `stats()` counts it.
-            self.failures += 1
+        except BaseException as error:  # `SystemExit` would silently end this thread, and the log
+            self._note_failure(stamped.event.name, error)
         self._written_events += 1
         if origin is not None:
             origin.uses.written += 1
+
+    def _note_failure(self, event: str, error: BaseException) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            _report(event, self.label, error)
 
 
 @final
@@ -500,8 +526,10 @@ class InlineLogWriter:
     def _write(self, stamped: Stamped, origin: Origin | None) -> None:
         try:
             write(self._logger, stamped, origin)
-        except Exception:
+        except Exception as error:
             self.failures += 1
+            if self.failures == 1:
+                _report(stamped.event.name, self.label, error)
 
     def add_output(self, event: Output, at: float, origin: Origin | None = None) -> bool:
         self.add(event, at, origin)
