@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from counting import no_new_threads
 
 import trio_wasmcache
 from trio_wasmcache import _gil, blocking
@@ -44,10 +45,11 @@ def test_it_breathes_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_cache_is_refused_where_the_gil_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says how to switch it on; nothing was opened."""
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
-    threads = set(threading.enumerate())
-    with pytest.raises(RuntimeError, match=r"open_cache\(\) needs the GIL.*PYTHON_GIL=1"):
+    with (
+        no_new_threads(),
+        pytest.raises(RuntimeError, match=r"open_cache\(\) needs the GIL.*PYTHON_GIL=1"),
+    ):
         async with trio_wasmcache.open_cache():
             raise AssertionError("it is open")
-    assert threads.issuperset(threading.enumerate())
     with pytest.raises(RuntimeError, match="PYTHON_GIL=1"), blocking.open_cache():
         raise AssertionError("it is open")

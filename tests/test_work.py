@@ -28,6 +28,7 @@ import pytest
 import trio
 import trio.lowlevel
 import wasmtime
+from counting import uncollected
 
 from trio_wasmcache import CacheConfig, HostFunction, InstanceCache, KiB, Lease, open_cache
 from trio_wasmcache._cache.open import open_with
@@ -108,9 +109,10 @@ async def work_of(action: Callable[[], Awaitable[Any]], counter: Counter[str]) -
     calls = dict(sorted(counter.items()))
     trio.lowlevel.remove_instrument(checkpoints)
     frames: list[str] = []
-    sys.setprofile(python_calls(frames))
-    await action()
-    sys.setprofile(None)
+    with uncollected():
+        sys.setprofile(python_calls(frames))
+        await action()
+        sys.setprofile(None)
     peaks = []
     tracemalloc.start()
     gc.collect()

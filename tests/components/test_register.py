@@ -15,6 +15,7 @@ import pytest
 import trio
 import wasmtime
 from components.samples import FUNCS, PURE
+from counting import uncollected
 from engine.support import quiet_cache
 from kits import ListLogger, open_real_cache
 
@@ -314,7 +315,8 @@ async def test_the_work_for_many_functions(texts: bool) -> None:
             steps = Steps()
             trio.lowlevel.add_instrument(steps)
             try:
-                functions = await cache.register_component(wasm, prefix=f"{count} again.")
+                with uncollected():
+                    functions = await cache.register_component(wasm, prefix=f"{count} again.")
             finally:
                 trio.lowlevel.remove_instrument(steps)
             assert len(functions) == count
@@ -477,11 +479,12 @@ async def test_many_functions_cost_as_much_each_as_few() -> None:
             calls += event == "call"
 
         async with quiet_cache() as cache:
-            sys.setprofile(note)
-            try:
-                await cache.register_component(wasm)
-            finally:
-                sys.setprofile(None)
+            with uncollected():
+                sys.setprofile(note)
+                try:
+                    await cache.register_component(wasm)
+                finally:
+                    sys.setprofile(None)
         return calls
 
     few, some, many = [await calls_of(count) for count in (20, 60, 140)]

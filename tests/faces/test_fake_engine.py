@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import threading
 import tracemalloc
 from array import array
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+from counting import no_new_threads
 from kits import ListLogger, add
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -132,17 +132,16 @@ async def test_a_call_takes_its_seconds(autojump_clock: MockClock) -> None:
     engine = FakeEngine()
     async with open_fake_cache(engine=engine) as cache:
         slow = await add(cache, "slow", engine.module(lambda x: x + 1, seconds=30), concurrency=2)
-        threads = set(threading.enumerate())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(slow.call, 1)
-            async with slow.acquire() as lease:
-                assert await lease.call(1) == 2
-                assert trio.current_time() == 30
-                assert lease.fuel_consumed == 100
-                assert await lease.call(2) == 3
+        with no_new_threads():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(slow.call, 1)
+                async with slow.acquire() as lease:
+                    assert await lease.call(1) == 2
+                    assert trio.current_time() == 30
+                    assert lease.fuel_consumed == 100
+                    assert await lease.call(2) == 3
         assert trio.current_time() == 60
         assert cache.stats().per_function["slow(i64)"].run.total == 90_000_000
-        assert threads.issuperset(threading.enumerate())
         assert snapshot(cache).threads.begun == 0
         check_invariants(cache)
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from counting import uncollected
 from documents import STATISTICS, TEXTS
 from kits import FakeKit, Kit, WasmtimeKit, add, add_asking
 from opentelemetry import trace
@@ -363,12 +364,13 @@ def python_calls(work: Any) -> int:
         if event == "call" and ("trio_wasmcache" in name or "opentelemetry" in name):
             frames.append(frame.f_code.co_name)
 
-    sys.setprofile(profile)
-    try:
-        with pytest.raises(StopIteration):
-            work.send(None)
-    finally:
-        sys.setprofile(None)
+    with uncollected():
+        sys.setprofile(profile)
+        try:
+            with pytest.raises(StopIteration):
+                work.send(None)
+        finally:
+            sys.setprofile(None)
     return len(frames)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from counting import uncollected
 from kits import FakeKit, ListLogger, add
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -185,9 +186,10 @@ async def test_the_pass_calls_nothing_for_each_instance(fake: FakeKit, name: Any
                 if event == "call" and "trio_wasmcache" in frame.f_code.co_filename:
                     counted[frame.f_code.co_name] += 1
 
-            sys.setprofile(profile)
-            pool.policy.copy(pool.registry.functions.values(), [])
-            sys.setprofile(None)
+            with uncollected():
+                sys.setprofile(profile)
+                pool.policy.copy(pool.registry.functions.values(), [])
+                sys.setprofile(None)
             calls.append(counted)
     assert calls[0] == calls[1]
     assert calls[0].total() < 40

@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import pytest
 import wasmtime
+from counting import uncollected
 from fuzz.verdict import ENGINE
 from hypothesis import given, strategies as st
 from kits import tries
@@ -605,11 +606,12 @@ def lines_run(step: Callable[[], object]) -> int:
         return count
 
     before = sys.gettrace()
-    sys.settrace(count)
-    try:
-        step()
-    finally:
-        sys.settrace(before)
+    with uncollected():
+        sys.settrace(count)
+        try:
+            step()
+        finally:
+            sys.settrace(before)
     return lines
 
 
