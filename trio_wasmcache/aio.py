@@ -41,7 +41,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, final, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, Unpack, final, overload
 
 import trio
 
@@ -73,7 +73,7 @@ from ._cache.options import (
     SharedOptions,
     Wasm,
 )
-from ._core.config import CacheConfig
+from ._core.config import CacheConfig, takes_config
 from ._core.keys import INFERRED, Inferred
 from ._core.metrics.stats import CacheStats, EntryInfo
 from ._core.text import shown
@@ -89,6 +89,7 @@ __all__ = ["open_cache", "AsyncioCache", "AsyncioFunction", "AsyncioGroup"]
 T = TypeVar("T")
 
 
+@takes_config
 def open_cache(
     config: CacheConfig | None = None, *, logger: object = None, label: str = ""
 ) -> AsyncioCache:
@@ -646,6 +647,21 @@ class AsyncioGroup(OutsideGroup, _Calls):
         super().__init__(portal, name, limits)
         self._caller = _Caller(portal, self._group)
 
+    if not TYPE_CHECKING:  # checkers find these mistakes by themselves
+
+        def __enter__(self) -> NoReturn:
+            raise self._misused("with")
+
+        def __exit__(self, *_: object) -> NoReturn:
+            raise AssertionError("it can't be entered so")
+
+        def __await__(self) -> NoReturn:
+            raise self._misused("await")
+
+        def _misused(self, way: str) -> TypeError:
+            right = f"async with cache.scheduling_group({shown(self.name)}, ...) as group"
+            return TypeError(f"use {right}, not {way}")
+
     async def __aenter__(self) -> Self:
         """Open the group.
 
@@ -720,6 +736,14 @@ class AsyncioCache(OutsideCache, _Calls):
         super().__init__(portal)
         self._caller = _Caller(portal)
         self._begun = False  # whether it was opened, or is being opened
+
+    if not TYPE_CHECKING:  # checkers find this mistake by themselves
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError("use async with aio.open_cache(...) as cache, not with")
+
+        def __exit__(self, *_: object) -> NoReturn:
+            raise AssertionError("it can't be entered so")
 
     def __await__(self) -> Generator[Any, None, Self]:
         """Open the cache, which `close` is to close."""

@@ -69,7 +69,7 @@ from ._cache.options import (
     SharedOptions,
     Wasm,
 )
-from ._core.config import CacheConfig
+from ._core.config import CacheConfig, takes_config
 from ._core.keys import INFERRED, Inferred
 from ._core.metrics.stats import CacheStats, EntryInfo
 from ._core.text import shown
@@ -87,6 +87,7 @@ SOON: Final = 0.005
 REFUSED: Final = 1.0
 
 
+@takes_config
 def open_cache(
     config: CacheConfig | None = None, *, logger: object = None, label: str = ""
 ) -> BlockingCache:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import final
 
 import trio
 
 from ._cache.cache import InstanceCache, parts_of
 from ._cache.open import open_with
-from ._core.config import CacheConfig
+from ._core.config import CacheConfig, takes_config
 from ._core.metrics.snapshot import (
     CacheSnapshot as CacheSnapshot,
     CompilesSnapshot as CompilesSnapshot,
@@ -30,6 +29,7 @@ from ._core.policy.records import Stage
 from ._core.text import shown
 from ._engine.fake.engine import FakeEngine as FakeEngine
 from ._engine.fake.instance import FakeFailure as FakeFailure
+from ._ki import ki_safe_contextmanager
 from ._log import InlineLogWriter, NoLogWriter, check_label
 from ._runtime.bound import BoundFunction
 
@@ -50,7 +50,8 @@ __all__ = [
 ]
 
 
-@asynccontextmanager
+@ki_safe_contextmanager
+@takes_config
 async def open_fake_cache(
     config: CacheConfig | None = None,
     *,

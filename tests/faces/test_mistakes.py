@@ -48,11 +48,13 @@ from trio_wasmcache import (
     SignatureError,
     StackOverflowError,
     UnknownFunctionError,
+    aio,
+    blocking,
     current_lease,
     open_cache,
 )
 from trio_wasmcache._core.tiers import FIRST, OPTIMIZING
-from trio_wasmcache.testing import check_invariants
+from trio_wasmcache.testing import check_invariants, open_fake_cache
 
 FIB = '(module (func (export "fib") (param i64) (result i64) (local.get 0)))'
 ADD = """(module (func (export "add") (param i64 i64) (result i64)
@@ -363,6 +365,65 @@ async def a_misspelt_name(cache: InstanceCache) -> object:
     return await cache.acquire("fob").__aenter__()
 
 
+SPELT_OUT = (
+    "no function is named fib(i64): give its name and the types of its arguments apart, as "
+    '"fib", ("i64",)'
+)
+
+
+@mistake(UnknownFunctionError, SPELT_OUT)
+async def a_name_with_its_types(cache: InstanceCache) -> object:
+    return await cache.acquire("fib(i64)").__aenter__()
+
+
+@mistake(UnknownFunctionError, SPELT_OUT.replace("fib(i64)", "fib( I64 )"))
+async def a_name_with_its_types_spelt_otherwise(cache: InstanceCache) -> object:
+    return await cache.acquire("fib( I64 )", ("i64",)).__aenter__()
+
+
+@mistake(UnknownFunctionError, SPELT_OUT)
+async def a_name_with_its_types_to_warm(cache: InstanceCache) -> object:
+    return await cache.warm("fib(i64)")
+
+
+@mistake(UnknownFunctionError, SPELT_OUT)
+async def a_name_with_its_types_to_remove(cache: InstanceCache) -> object:
+    return cache.remove("fib(i64)")
+
+
+@mistake(UnknownFunctionError, SPELT_OUT)
+async def a_name_with_its_types_to_profile(cache: InstanceCache) -> object:
+    return await cache.profile(function="fib(i64)")
+
+
+@mistake(
+    UnknownFunctionError,
+    "no function is named add(f64): give its name and the types of its arguments apart, as "
+    '"add", ("i64", "i64") or "add", ("u32",)',
+)
+async def a_name_with_types_of_no_function(cache: InstanceCache) -> object:
+    await register(cache, name="add", args=("u32",), wasm=U32)
+    return await cache.acquire("add(f64)").__aenter__()
+
+
+FUNCTION = (
+    'a function name must be a str, got the function fib(i64): give its name and types, "fib", '
+    '("i64",), or use its own acquire() and call()'
+)
+
+
+@mistake(TypeError, FUNCTION)
+async def acquire_a_function(cache: InstanceCache) -> object:
+    fib: Any = cache.functions()[0]
+    return await cache.acquire(fib).__aenter__()
+
+
+@mistake(TypeError, FUNCTION)
+async def warm_a_function(cache: InstanceCache) -> object:
+    fib: Any = cache.functions()[0]
+    return await cache.warm(fib)
+
+
 async def use_with(manager: Any) -> None:
     with manager:
         pass
@@ -376,6 +437,90 @@ async def with_acquire(cache: InstanceCache) -> object:
 @mistake(TypeError, "use async with cache.acquire('fib', ...) as lease, not with")
 async def with_function_acquire(cache: InstanceCache) -> object:
     return await use_with(cache.functions()[0].acquire())
+
+
+@mistake(TypeError, "use async with cache.acquire('fib', ...) as lease, not await")
+async def await_acquire(cache: InstanceCache) -> object:
+    lease: Any = cache.acquire("fib")
+    return await lease
+
+
+@mistake(TypeError, "use async with open_fake_cache(...) as ..., not await")
+async def await_a_fake_cache(_cache: InstanceCache) -> object:
+    fake: Any = open_fake_cache()
+    return await fake
+
+
+@mistake(TypeError, "use async with cache.scheduling_group('oltp', ...) as group, not await")
+async def await_a_group_of_asyncio(_cache: InstanceCache) -> object:
+    group: Any = aio.open_cache().scheduling_group("oltp", capacity=1)
+    return await group
+
+
+@mistake(TypeError, "use async with cache.scheduling_group('oltp', ...) as group, not with")
+async def with_a_group_of_asyncio(_cache: InstanceCache) -> object:
+    return await use_with(aio.open_cache().scheduling_group("oltp", capacity=1))
+
+
+@mistake(TypeError, "use async with aio.open_cache(...) as cache, not with")
+async def with_a_cache_of_asyncio(_cache: InstanceCache) -> object:
+    return await use_with(aio.open_cache())
+
+
+@mistake(TypeError, "CacheConfig() knows no limit 'max_sizes': did you mean max_size?")
+async def a_misspelt_limit_of_a_configuration(_cache: InstanceCache) -> object:
+    more: Any = {"max_sizes": 1}
+    return CacheConfig(**more)
+
+
+@mistake(TypeError, "CacheConfig() knows no limit 'colour': see help(CacheConfig)")
+async def an_unknown_limit(_cache: InstanceCache) -> object:
+    more: Any = {"colour": 1}
+    return attrs.evolve(CacheConfig(), **more)
+
+
+@mistake(
+    TypeError,
+    "open_cache() takes no 'max_size': limits are in its configuration, "
+    "open_cache(CacheConfig(max_size=...))",
+)
+async def a_limit_to_open_cache(_cache: InstanceCache) -> object:
+    more: Any = {"max_size": 1}
+    return open_cache(**more)
+
+
+@mistake(
+    TypeError,
+    "open_fake_cache() takes no 'totl_fuel': limits are in its configuration, "
+    "open_fake_cache(CacheConfig(total_fuel=...))",
+)
+async def a_misspelt_limit_to_open_fake_cache(_cache: InstanceCache) -> object:
+    more: Any = {"totl_fuel": 1}
+    return open_fake_cache(**more)
+
+
+@mistake(TypeError, "open_cache() got an unexpected keyword argument 'colour'")
+async def what_is_no_limit_to_open_cache(_cache: InstanceCache) -> object:
+    more: Any = {"colour": 1}
+    return open_cache(**more)
+
+
+LIMIT_OUTSIDE = (
+    "open_cache() takes no 'total_fuell': limits are in its configuration, "
+    "open_cache(CacheConfig(total_fuel=...))"
+)
+
+
+@mistake(TypeError, LIMIT_OUTSIDE)
+async def a_limit_to_open_cache_for_threads(_cache: InstanceCache) -> object:
+    more: Any = {"total_fuell": 1}
+    return blocking.open_cache(**more)
+
+
+@mistake(TypeError, LIMIT_OUTSIDE)
+async def a_limit_to_open_cache_for_asyncio(_cache: InstanceCache) -> object:
+    more: Any = {"total_fuell": 1}
+    return aio.open_cache(**more)
 
 
 @mistake(TypeError, "use async with open_cache(...), not with")

@@ -222,6 +222,11 @@ class Lease(Generic[R_co]):
         def __exit__(self, *_: object) -> NoReturn:
             raise AssertionError("it can't be entered so")
 
+        def __await__(self) -> NoReturn:
+            raise TypeError(
+                f"use async with cache.acquire({shown(self._name)}, ...) as lease, not await"
+            )
+
         def __call__(self, *_: object, **_named: object) -> NoReturn:
             raise TypeError(f"{shown(self._name)} is called by await lease.call(...)")
 

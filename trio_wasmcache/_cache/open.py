@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import trio
 
-from .._core.config import CacheConfig
+from .._core.config import CacheConfig, takes_config
 from .._core.text import shown
 from .._core.tiers import TIERED, tiers_of
 from .._engine.base import Engine
@@ -27,6 +27,7 @@ COMPILE_SLACK = 5.0
 
 @public
 @ki_safe_contextmanager
+@takes_config
 async def open_cache(
     config: CacheConfig | None = None, *, logger: object = None, label: str = ""
 ) -> AsyncIterator[InstanceCache]:

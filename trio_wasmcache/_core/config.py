@@ -8,13 +8,16 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, get_args
 
 from attrs import field, fields, frozen
 
 from .._public import public
 from .text import shown
 from .tiers import STACKS, CompilerName
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PolicyName: TypeAlias = Literal["lru", "sieve", "gdsf", "cost"]
 """Name of an eviction policy; see `CacheConfig.policy`."""
@@ -162,14 +165,58 @@ def check_fields(function: str, given: Iterable[str]) -> None:
         function: name of the function that was called with them.
         given: the names.
     """
-    known = [attribute.name for attribute in fields(CacheConfig)]
     for name in given:
-        if name not in known:
-            import difflib
-
-            similar = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {similar[0]}?" if similar else "see help(CacheConfig)"
+        if name not in _names():
+            similar = _similar(name)
+            hint = f"did you mean {similar}?" if similar else "see help(CacheConfig)"
             raise TypeError(f"{function}() knows no limit {shown(name)}: {hint}")
+
+
+def takes_config(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function with a `config`: say where a limit belongs that it is given itself.
+
+    Its other parameters have to be keyword-only.
+    """
+    own = {"config", *(getattr(function, "__kwdefaults__", None) or ())}
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **given: P.kwargs) -> T:
+        if not given.keys() <= own:
+            for name in given.keys() - own:
+                limit = name if name in _names() else _similar(name)
+                if limit is not None:
+                    raise TypeError(
+                        f"{function.__name__}() takes no {shown(name)}: limits are in its "
+                        f"configuration, {function.__name__}(CacheConfig({limit}=...))"
+                    )
+        return function(*args, **given)
+
+    return checked
+
+
+def _names() -> list[str]:
+    """Return the names of all fields of `CacheConfig`."""
+    return [attribute.name for attribute in fields(CacheConfig)]
+
+
+def _similar(name: str) -> str | None:
+    """Return the field of `CacheConfig` that a misspelt name may mean, or None."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, _names(), n=1)), None)
+
+
+def _explains_names(cls: type[T]) -> type[T]:
+    """Decorate `CacheConfig`, so that an unknown field is named as by `resize`."""
+    make: Callable[..., None] = cls.__init__
+
+    @functools.wraps(make)
+    def init(self: T, *args: Any, **given: Any) -> None:
+        check_fields(cls.__name__, given)
+        make(self, *args, **given)
+
+    setattr(cls, "__init__", init)  # noqa: B010 -- which checkers take for a mistake
+    return cls
 
 
 def bad_capacity(value: object) -> str | None:
@@ -249,6 +296,7 @@ class SystemLimits:
 
 
 @public
+@_explains_names
 @frozen(kw_only=True)
 class CacheConfig:
     """Limits of an `InstanceCache`; all have a default. Sizes are bytes, times are seconds.

@@ -129,6 +129,19 @@ def check_name(name: object) -> str:
     return name
 
 
+def spelt_out(name: str, known: Iterable[FunctionKey]) -> tuple[FunctionKey, ...]:
+    """Return the functions that a name with types means, which is how messages and logs spell them.
+
+    If none has these types, all of that name; at most four, and none if there are no types in it.
+    """
+    head, _, rest = name.partition("(")
+    if not rest.endswith(")") or len(name) > MAX_SHOWN:
+        return ()
+    named = [key for key in known if key.name == head.strip()]
+    exact = [key for key in named if normalise_type(str(key)) == normalise_type(name)]
+    return tuple((exact or named)[:4])
+
+
 def near_misses(wanted: FunctionKey, known: Iterable[FunctionKey]) -> tuple[str, ...]:
     """Return similar keys to suggest: other overloads first, then similar names; at most four."""
     keys = list(known)

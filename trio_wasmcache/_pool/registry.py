@@ -8,9 +8,9 @@ from typing import final
 import trio
 
 from .._core.errors import DuplicateFunctionError, UnknownFunctionError
-from .._core.keys import MAX_NAME_LENGTH, FunctionKey, near_misses, normalise_types
+from .._core.keys import MAX_NAME_LENGTH, FunctionKey, near_misses, normalise_types, spelt_out
 from .._core.policy.records import FunctionRecord
-from .._core.text import listed, printable, quoted
+from .._core.text import listed, printable, quoted, shown
 
 
 @final
@@ -48,29 +48,28 @@ class Registry:
         except (KeyError, TypeError):
             pass
         if not isinstance(name, str):
-            raise TypeError(f"a function name must be a str, got {name!r:.100}")
-        shown = printable(name, MAX_NAME_LENGTH)
+            raise TypeError(f"a function name must be a str, got {_described(name)}")
         if args is None:
-            return self._find_only(name, shown)
-        key = FunctionKey(name, normalise_types(args, f"{shown}: args"))
+            return self._find_only(name)
+        what = f"{printable(name, MAX_NAME_LENGTH)}: args"
+        key = FunctionKey(name, normalise_types(args, what))
         try:
             return self.functions[key]
         except KeyError:
             pass
-        raise UnknownFunctionError(f"no function {key} is registered{self._hint(key)}")
+        raise self._unknown(key, str(key))
 
-    def _find_only(self, name: str, shown: str) -> FunctionRecord:
+    def _find_only(self, name: str) -> FunctionRecord:
         """Return the only function of a name; raise `UnknownFunctionError` if it is not one."""
         named = [record for key, record in self.functions.items() if key.name == name]
         if len(named) == 1:
             return named[0]
         if not named:
-            hint = self._hint(FunctionKey(name, ()))
-            raise UnknownFunctionError(f"no function {shown} is registered{hint}")
+            raise self._unknown(FunctionKey(name, ()), printable(name, MAX_NAME_LENGTH))
         keys = [str(record.key) for record in named]
         first = quoted(named[0].key.args)
         raise UnknownFunctionError(
-            f"there are {len(keys)} functions {shown}: {listed(keys, 4)}; give the types of the "
+            f"there are {len(keys)} functions {name}: {listed(keys, 4)}; give the types of the "
             f"arguments of one, such as args={first}"
         )
 
@@ -83,9 +82,18 @@ class Registry:
         found = [record for key, record in self.functions.items() if key.name == name]
         return found or [self.find(name, None)]
 
-    def _hint(self, key: FunctionKey) -> str:
+    def _unknown(self, key: FunctionKey, what: str) -> UnknownFunctionError:
+        """Return the error for a function that is not registered, which says what may be meant."""
+        spelt = spelt_out(key.name, self.functions)
+        if spelt:
+            right = " or ".join(f'"{one.name}", {quoted(one.args)}' for one in spelt)
+            return UnknownFunctionError(
+                f"no function is named {printable(key.name, MAX_NAME_LENGTH)}: give its name and "
+                f"the types of its arguments apart, as {right}"
+            )
         similar = near_misses(key, self.functions)
-        return f"; did you mean {' or '.join(similar)}?" if similar else ""
+        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
+        return UnknownFunctionError(f"no function {what} is registered{hint}")
 
     def reserve(self, key: FunctionKey, replace: bool) -> trio.CancelScope:
         """Reserve a key before anything is awaited; `release` frees it.
@@ -174,3 +182,14 @@ class Registry:
         elif self._overloads[name] == 1:
             (only,) = (record for key, record in self.functions.items() if key.name == name)
             self.exact[name, None] = only
+
+
+def _described(name: object) -> str:
+    """Return what was given in place of a name; of a function, what to write."""
+    key = getattr(name, "key", None)
+    if not isinstance(key, FunctionKey):
+        return shown(name)
+    return (
+        f'the function {key}: give its name and types, "{key.name}", {quoted(key.args)}, or use '
+        "its own acquire() and call()"
+    )
