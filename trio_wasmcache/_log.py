@@ -27,11 +27,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import Context
-from typing import Protocol, TypeAlias, final
+from typing import NamedTuple, Protocol, TypeAlias, final
 
 import structlog
 import trio
-from attrs import frozen
 
 from ._core.events import Event, Lost, Output, Replayable, Stamped
 from ._core.text import printable, shown
@@ -243,16 +242,14 @@ class Stamper:
 
 
 @final
-@frozen
-class _Dropped:
+class _Dropped(NamedTuple):
     """A mark in the buffer: so many events were dropped here."""
 
-    count: int
+    events: int
 
 
 @final
-@frozen
-class _Taken:
+class _Taken(NamedTuple):
     """A mark in the buffer: a snapshot was taken here."""
 
     render: Render
@@ -420,7 +417,7 @@ class ThreadedLogWriter:
                 self._snapshots_begun += 1
                 self._parts, self._parts_at = event.render(self._stamper.last), at
             elif isinstance(event, _Dropped):
-                self._write(self._stamper.stamp_lost(event.count, at), None)
+                self._write(self._stamper.stamp_lost(event.events, at), None)
             else:
                 self._outputs_written += isinstance(event, Output)
                 self._values_written += isinstance(event, Replayable)

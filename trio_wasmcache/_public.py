@@ -11,7 +11,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import Any, TypeVar, final, get_overloads, get_type_hints, overload
+from typing import Any, NamedTuple, TypeVar, final, get_overloads, get_type_hints, overload
 
 import attrs
 
@@ -46,9 +46,9 @@ def _present(module: str, thing: T) -> T:
     if isinstance(thing, type):
         cls: Any = thing
         if attrs.has(cls):
-            attrs.resolve_types(cls)
-            types = get_type_hints(cls)
+            types = get_type_hints(cls, include_extras=True)
             cls.__annotations__.update((name, types[name]) for name in cls.__annotations__)
+            attrs.resolve_types(cls)  # finds them resolved, which took as long again
             # Its value is the class, so help() would show the docstring of the class twice.
             delattr(cls, "__attrs_types_resolved__")
         else:
@@ -75,8 +75,7 @@ def _present(module: str, thing: T) -> T:
 
 
 @final
-@attrs.frozen
-class FieldDoc:
+class FieldDoc(NamedTuple):
     """The description of a field, from its source."""
 
     type: str

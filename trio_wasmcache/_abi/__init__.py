@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar, final
 
-from attrs import frozen
-
 from .._core.errors import SignatureError
 from .._core.text import shown
 from .._core.wasm.reader import ModuleInfo
@@ -153,13 +151,13 @@ def exports_of(info: ModuleInfo) -> Exports:
 
 
 @final
-@frozen
 class _Named(Mapping[str, T]):
     """{name: type} of the exports of one kind."""
 
-    _info: ModuleInfo
-    _kind: str
-    _type: Callable[[int], T]
+    __slots__ = ("_info", "_kind", "_type")
+
+    def __init__(self, info: ModuleInfo, kind: str, type: Callable[[int], T]) -> None:
+        self._info, self._kind, self._type = info, kind, type
 
     def __getitem__(self, name: str) -> T:
         found = self._info.export(name)

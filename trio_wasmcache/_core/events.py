@@ -11,9 +11,7 @@ A change of a field's meaning, or the loss of one, raises `SCHEMA_VERSION`; a ne
 from __future__ import annotations
 
 import enum
-from typing import ClassVar
-
-from attrs import frozen
+from typing import ClassVar, NamedTuple
 
 from .facts import Fact
 
@@ -833,8 +831,7 @@ class Lost(Event):
         return "warning"
 
 
-@frozen
-class Stamped:
+class Stamped(NamedTuple):
     """An event with its position in a log: order, time and origin."""
 
     event: Event

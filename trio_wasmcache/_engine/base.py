@@ -145,7 +145,7 @@ class Artifact:
         return tuple(part.info for part in parts if part.name != USER)
 
 
-@frozen
+@frozen(repr=False)
 class HostImport:
     """A host function as the engine sees it: names and types, no function of the application."""
 

@@ -124,7 +124,7 @@ READ_IN_THREAD = 4 * 1024
 AT_ONCE: Final = 20
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Declaration:
     """The parameters of `register`, checked as far as possible without the module."""
 
@@ -650,7 +650,7 @@ def read_file(what: str, path: Path, limit: int) -> bytes:
 
 
 @final
-@frozen(cache_hash=True)
+@frozen(cache_hash=True, repr=False)
 class Equal:
     """Key of a compiled module: functions whose keys are equal share one module."""
 

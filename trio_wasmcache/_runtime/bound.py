@@ -55,7 +55,7 @@ class Failure:
 
 
 @final
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Definition:
     """A registered function: its declaration and its module."""
 

@@ -157,11 +157,11 @@ def test_wrong_use_is_refused() -> None:
 
 KINDS = {
     "func": st.just(FuncType()),
-    "memory": st.builds(Limits, st.integers(0, 3), st.none() | st.integers(3, 9)),
+    "memory": st.builds(Limits, st.integers(0, 3), st.none() | st.integers(3, 9), st.just(False)),
     "table": st.builds(
         TableType,
         st.sampled_from(("funcref", "externref")),
-        st.builds(Limits, st.integers(0, 9), st.none() | st.integers(9, 99)),
+        st.builds(Limits, st.integers(0, 9), st.none() | st.integers(9, 99), st.just(False)),
     ),
     "global": st.builds(GlobalType, st.just("i32"), st.booleans()),
 }

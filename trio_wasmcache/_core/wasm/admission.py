@@ -99,7 +99,7 @@ REFERENCE_GLOBALS = {"funcref": b"\xd0\x70\x0b", "externref": b"\xd0\x6f\x0b"}
 """{value type: initial value} of the globals of references that can be given: null."""
 
 
-@frozen
+@frozen(repr=False)
 class Edits:
     """The changes to a module before it is compiled, which make its limits hold."""
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 from .types import FuncType
 
@@ -17,8 +15,7 @@ TABLE: Final = "\x00table"
 """Name of the export that is the table; no function has it, see `_export_names`."""
 
 
-@attrs.frozen
-class Arm:
+class Arm(NamedTuple):
     """An import of a trampoline by which it gets the arguments of an export."""
 
     number: int
@@ -32,8 +29,7 @@ class Arm:
         return FuncType((), self.export.params)
 
 
-@attrs.frozen
-class Returned:
+class Returned(NamedTuple):
     """An import of a trampoline by which it gives the host what an export returned."""
 
     values: tuple[str, ...]

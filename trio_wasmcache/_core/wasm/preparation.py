@@ -396,7 +396,7 @@ def write_state(wasm: bytes, info: ModuleInfo, state: FrozenState) -> bytes:
     if memories:
         payloads[MEMORIES] = vector(
             [
-                _limits(evolve(one, minimum=pages))
+                _limits(one._replace(minimum=pages))
                 for one, (pages, _) in zip(memories, state.memories, strict=True)
             ]
         )
@@ -463,7 +463,7 @@ def _limits(limits: Limits) -> bytes:
 
 def _table(table: TableType, size: int) -> bytes:
     # An initial value is of no use: every element is written that is not null.
-    return _TYPE_BYTES[table.element] + _limits(evolve(table.limits, minimum=size))
+    return _TYPE_BYTES[table.element] + _limits(table.limits._replace(minimum=size))
 
 
 def _elements(

@@ -1,12 +1,13 @@
 """The declarations of a WebAssembly module as values; the format's numbers; the errors of a reader.
 
-`reader` reads these values from bytes, `editor` writes them.
+`reader` reads these values from bytes, `editor` writes them. Small ones are named tuples: importing
+such a class takes a third of what one of `attrs` takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 import attrs
 
@@ -143,8 +144,7 @@ class FuncType:
         return next((name for name in types if name not in NUMBER_TYPES), None)
 
 
-@attrs.frozen
-class Limits:
+class Limits(NamedTuple):
     """Initial size and maximal size: pages of a memory, elements of a table."""
 
     minimum: int
@@ -153,24 +153,21 @@ class Limits:
     """Whether addresses or indexes have 64 bits: the memory64 proposal."""
 
 
-@attrs.frozen
-class TableType:
+class TableType(NamedTuple):
     """The type of a table's elements (such as ``funcref``), and their number."""
 
     element: str
     limits: Limits
 
 
-@attrs.frozen
-class GlobalType:
+class GlobalType(NamedTuple):
     """The type of a global, and whether it is mutable."""
 
     value_type: str
     mutable: bool
 
 
-@attrs.frozen
-class TagType:
+class TagType(NamedTuple):
     """The types of the values that an exception carries."""
 
     params: tuple[str, ...]
@@ -179,8 +176,7 @@ class TagType:
 ExternType = FuncType | TableType | Limits | GlobalType | TagType  # in the order of KINDS
 
 
-@attrs.frozen
-class Import:
+class Import(NamedTuple):
     """An import of the module; the class of `type` depends on the `kind`."""
 
     module: str
@@ -189,7 +185,7 @@ class Import:
     type: ExternType
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)  # a tuple has an `index` of its own
 class Export:
     """An export of the module; `index` counts in the index space of its `kind`."""
 
@@ -198,8 +194,7 @@ class Export:
     index: int
 
 
-@attrs.frozen
-class Section:
+class Section(NamedTuple):
     """The position of a section's payload: ``wasm[start:end]``, without its id and size."""
 
     id: int
@@ -207,9 +202,8 @@ class Section:
     end: int
 
 
-@attrs.frozen
-class Instruction:
-    """The position of an instruction, and of the function body that has it (offsets)."""
+class Growth(NamedTuple):
+    """The position of a `memory.grow`, and of the function body that has it (offsets)."""
 
     size: int
     """Offset of the size of the body, which is before it."""
@@ -217,28 +211,29 @@ class Instruction:
     body_end: int
     at: int
     end: int
-
-
-@attrs.frozen
-class Growth(Instruction):
-    """A `memory.grow`."""
-
     memory: int
     """Index of the memory that is to grow."""
 
 
-@attrs.frozen
-class Bulk(Instruction):
-    """A bulk instruction: `memory.init`, `copy` or `fill`, one of the same names of tables, or
-    `table.grow`."""
+class Bulk(NamedTuple):
+    """The position of a bulk instruction, as in `Growth`: `memory.init`, `copy` or `fill`, one of
+    the same names of tables, or `table.grow`."""
 
+    size: int
+    body: int
+    body_end: int
+    at: int
+    end: int
     code: bytes
     """The instruction itself, with its operands."""
     length: int | None = None
     """Its length, where the instruction before it is that constant, of `SHORT` at most."""
 
 
-@attrs.frozen(kw_only=True)
+Instruction: TypeAlias = Growth | Bulk
+
+
+@attrs.frozen(kw_only=True, repr=False)
 class ModuleInfo:
     """The declarations of a module. Index spaces are complete: imported items come first."""
 

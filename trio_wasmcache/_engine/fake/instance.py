@@ -511,7 +511,7 @@ def prepared_sizes(info: ModuleInfo, edits: Edits) -> ModuleInfo:
     if edits.state is None or not info.memories:
         return info
     pages, _ = edits.state.memories[0]
-    return evolve(info, memories=(evolve(info.memories[0], minimum=pages), *info.memories[1:]))
+    return evolve(info, memories=(info.memories[0]._replace(minimum=pages), *info.memories[1:]))
 
 
 def _wait(seconds: float, _call: HostCall) -> Generator[float, None, tuple[object, ...]]:

@@ -14,8 +14,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from attrs import fields
-
 from ..._core.event_kinds import EVENTS
 from ..._core.events import SCHEMA_VERSION, Event, Stamped
 from ..._core.snapshot import Item
@@ -142,4 +140,4 @@ STAMP_TYPES: dict[str, tuple[type, ...]] = {
     "at_seconds": (float, int),
     "label": (str,),
 }
-assert {*STAMP_TYPES} <= {field.name for field in fields(Stamped)}
+assert {*STAMP_TYPES} <= {*Stamped._fields}
