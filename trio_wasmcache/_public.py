@@ -10,13 +10,28 @@ import ast
 import inspect
 import sys
 import textwrap
-from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar, final, get_overloads, get_type_hints, overload
+from collections.abc import Callable, Iterator
+from typing import (
+    Any,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    final,
+    get_overloads,
+    get_type_hints,
+    overload,
+)
 
 import attrs
 
 T = TypeVar("T", bound=object)
 
+C = TypeVar("C")
+P = ParamSpec("P")
+
+# {class that users only get from others: what fills a new instance of it}
+_inits: dict[type, Callable[..., None]] = {}
 _sources: dict[type, str] = {}  # {public class: the module in which it is defined}
 
 
@@ -72,6 +87,34 @@ def _present(module: str, thing: T) -> T:
             cls.__doc__ = documentation.__get__(None, cls)
     thing.__module__ = module
     return thing
+
+
+def only_from(way: str) -> Callable[[type[C]], type[C]]:
+    """Decorate a class that users only get from others: to call it raises `TypeError`; see `made`.
+
+    Args:
+        way: what the message says after the name of the class.
+    """
+
+    def decorate(cls: type[C]) -> type[C]:
+        def refuse(_self: object, *_: object, **__: object) -> NoReturn:
+            article = "an" if cls.__name__[0] in "AEIO" else "a"
+            raise TypeError(f"{article} {cls.__name__} {way}")
+
+        anything: Any = cls
+        _inits[cls] = anything.__init__
+        anything.__init__ = refuse
+        return cls
+
+    return decorate
+
+
+def made(cls: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Make an instance of a class that is decorated with `only_from`."""
+    kind: Any = cls
+    self: T = kind.__new__(kind)
+    _inits[kind](self, *args, **kwargs)
+    return self
 
 
 @final

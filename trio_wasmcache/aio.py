@@ -81,6 +81,7 @@ from ._engine.base import GuestMemory
 from ._outside import OutsideCache, OutsideFunction, OutsideGroup, plain
 from ._portal import Completion, OpenGroup, Portal, Request
 from ._profile.profile import Profile
+from ._public import made, only_from
 from ._runtime.runner import context_of_call
 from ._runtime.user_code import awaits_elsewhere
 
@@ -112,7 +113,7 @@ def open_cache(
 
 
 def _open(opening: _portal.Opening) -> AsyncioCache:
-    return AsyncioCache(Portal(opening, AsyncioCache.__name__))
+    return made(AsyncioCache, Portal(opening, AsyncioCache.__name__))
 
 
 # -- waiting on an event loop
@@ -447,6 +448,7 @@ def _close_unrun(awaitable: Awaitable[object] | None) -> None:
 
 
 @final
+@only_from("is made by register, and listed by functions()")
 class AsyncioFunction(OutsideFunction[R_co]):
     """A registered function, to be called on any event loop.
 
@@ -630,6 +632,7 @@ class _Calls:
 
 
 @final
+@only_from("is made by scheduling_group: async with cache.scheduling_group(name, ...) as group")
 class AsyncioGroup(OutsideGroup, _Calls):
     """A scheduling group for calls of any tasks: a capacity, a part of the CPU, instances.
 
@@ -724,6 +727,7 @@ class AsyncioGroup(OutsideGroup, _Calls):
 
 
 @final
+@only_from("is made by aio.open_cache: async with open_cache(...) as cache")
 class AsyncioCache(OutsideCache, _Calls):
     """Registered functions, and their instances, to be used on any event loop.
 
@@ -1054,7 +1058,7 @@ class AsyncioCache(OutsideCache, _Calls):
             **options,
         )
         function = await self._caller.run(_outside.what("register", name), work)
-        return AsyncioFunction(self._caller, function)
+        return made(AsyncioFunction, self._caller, function)
 
     async def register_component(
         self,
@@ -1091,7 +1095,7 @@ class AsyncioCache(OutsideCache, _Calls):
             **options,
         )
         functions = await self._caller.run(_outside.what("register_component", prefix), work)
-        return tuple(AsyncioFunction(self._caller, function) for function in functions)
+        return tuple(made(AsyncioFunction, self._caller, function) for function in functions)
 
     async def remove(self, name: str, args: Sequence[str] | None = None) -> None:
         """Remove a function, or all functions of a name: see `InstanceCache.remove`.
@@ -1116,7 +1120,7 @@ class AsyncioCache(OutsideCache, _Calls):
         **Cancellation:** nothing changes.
         """
         found = await self._caller.read("functions", self._portal.cache.functions)
-        return tuple(AsyncioFunction(self._caller, function) for function in found)
+        return tuple(made(AsyncioFunction, self._caller, function) for function in found)
 
     # -- groups
 
@@ -1152,7 +1156,7 @@ class AsyncioCache(OutsideCache, _Calls):
             "reserved_size": reserved_size,
             "cpu_limit": cpu_limit,
         }
-        return AsyncioGroup(self._portal, name, limits)
+        return made(AsyncioGroup, self._portal, name, limits)
 
     # -- limits and numbers
 

@@ -76,6 +76,7 @@ from ._core.text import shown
 from ._outside import OutsideCache, OutsideFunction, OutsideGroup, plain
 from ._portal import OpenGroup, Portal, Request
 from ._profile.profile import Profile
+from ._public import made, only_from
 
 __all__ = ["open_cache", "BlockingCache", "BlockingFunction", "BlockingGroup"]
 
@@ -127,7 +128,7 @@ def _open(opening: _portal.Opening) -> BlockingCache:
             _close(portal)
         raise
     portal.check_open()
-    return BlockingCache(portal)
+    return made(BlockingCache, portal)
 
 
 def _close(portal: Portal) -> None:
@@ -248,6 +249,7 @@ class _Here(threading.local):
 
 
 @final
+@only_from("is made by register, and listed by functions()")
 class BlockingFunction(OutsideFunction[R_co]):
     """A registered function, to be called in any thread.
 
@@ -473,6 +475,7 @@ class _Calls:
 
 
 @final
+@only_from("is made by scheduling_group: with cache.scheduling_group(name, ...) as group")
 class BlockingGroup(OutsideGroup, _Calls):
     """A scheduling group for calls of any threads: a capacity, a part of the CPU, instances.
 
@@ -540,6 +543,7 @@ class BlockingGroup(OutsideGroup, _Calls):
 
 
 @final
+@only_from("is made by blocking.open_cache: with open_cache(...) as cache")
 class BlockingCache(OutsideCache, _Calls):
     """Registered functions, and their instances, to be used in any thread.
 
@@ -830,7 +834,7 @@ class BlockingCache(OutsideCache, _Calls):
             **options,
         )
         function = self._caller.run(_outside.what("register", name), work, timeout)
-        return BlockingFunction(self._caller, function)
+        return made(BlockingFunction, self._caller, function)
 
     def register_component(
         self,
@@ -867,7 +871,7 @@ class BlockingCache(OutsideCache, _Calls):
             **options,
         )
         functions = self._caller.run(_outside.what("register_component", prefix), work, timeout)
-        return tuple(BlockingFunction(self._caller, function) for function in functions)
+        return tuple(made(BlockingFunction, self._caller, function) for function in functions)
 
     def remove(self, name: str, args: Sequence[str] | None = None) -> None:
         """Remove a function, or all functions of a name: see `InstanceCache.remove`.
@@ -885,7 +889,7 @@ class BlockingCache(OutsideCache, _Calls):
     def functions(self) -> tuple[BlockingFunction[Any], ...]:
         """Return the registered functions, in order of registration."""
         found = self._caller.read("functions", self._portal.cache.functions)
-        return tuple(BlockingFunction(self._caller, function) for function in found)
+        return tuple(made(BlockingFunction, self._caller, function) for function in found)
 
     # -- groups
 
@@ -921,7 +925,7 @@ class BlockingCache(OutsideCache, _Calls):
             "reserved_size": reserved_size,
             "cpu_limit": cpu_limit,
         }
-        return BlockingGroup(self._portal, name, limits)
+        return made(BlockingGroup, self._portal, name, limits)
 
     # -- limits and numbers
 

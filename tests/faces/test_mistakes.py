@@ -40,10 +40,13 @@ from trio_wasmcache import (
     HostFunction,
     InstanceCache,
     Invoke,
+    Lease,
+    LeaseMemory,
     LinkError,
     LoadError,
     MemoryLimitError,
     MiB,
+    SchedulingGroup,
     ScyllaAbi,
     SignatureError,
     StackOverflowError,
@@ -1136,6 +1139,26 @@ async def a_column_of_dates(cache: InstanceCache) -> object:
 @mistake(TypeError, "an InstanceCache is made by open_cache: async with open_cache(...) as cache")
 async def a_cache_made_by_its_class(_cache: InstanceCache) -> object:
     return InstanceCache(CacheConfig())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [(), ("values", 1, 2)])
+def test_what_comes_from_a_cache_is_not_made_by_hand(values: tuple[object, ...]) -> None:
+    """The message says where each comes from."""
+    ways: dict[Any, str] = {
+        InstanceCache: "open_cache: ",
+        Lease: "acquire: ",
+        LeaseMemory: "lease.memory",
+        SchedulingGroup: "scheduling_group: ",
+        aio.AsyncioCache: "aio.open_cache: ",
+        aio.AsyncioFunction: "register",
+        aio.AsyncioGroup: "scheduling_group: ",
+        blocking.BlockingCache: "blocking.open_cache: ",
+        blocking.BlockingFunction: "register",
+        blocking.BlockingGroup: "scheduling_group: ",
+    }
+    for kind, way in ways.items():
+        with pytest.raises(TypeError, match=rf"^an? {kind.__name__} is .*{re.escape(way)}"):
+            kind(*values)
 
 
 @mistake(TypeError, "data must be bytes or a buffer, got 'abc': give its encode()")

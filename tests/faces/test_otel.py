@@ -399,10 +399,12 @@ async def test_a_cache_that_is_not_instrumented_has_plain_leases(fake: FakeKit) 
     from trio_wasmcache import Lease
 
     async with fake.open() as cache:
-        assert type(cache.acquire("f")) is Lease
+        plain = type(cache.acquire("f"))
+        assert plain.__base__ is Lease
         Seen().instrument(cache)
         lease = cache.acquire("f")
         assert isinstance(lease, Lease)
+        assert not isinstance(lease, plain)
         assert repr(lease) == "<Lease of 'f' in group 'main': not entered>"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, final, overload
+from typing import Any, Literal, NoReturn, Unpack, final, overload
 
 import trio
 from attrs import evolve, frozen
@@ -44,7 +44,7 @@ from .._log import Origin
 from .._owner import refuse_copy
 from .._pool.pool import COMPILE_SHARE
 from .._pool.registration import AT_ONCE, Declaration, Missing, Source, declare, read_source
-from .._public import public
+from .._public import only_from, public
 from .._runtime.bound import Definition
 from .._runtime.module import CachedModule
 from .._runtime.prepare import Prepare
@@ -88,6 +88,7 @@ class Compiled:
 
 @public
 @final
+@only_from("is made by open_cache: async with open_cache(...) as cache")
 class InstanceCache:
     """Registered functions, and their instances, which are kept warm between calls.
 
@@ -105,15 +106,6 @@ class InstanceCache:
     anywhere, but a lease can be entered only in that run. Once the cache is closed, methods that
     only read work anywhere, too.
     """
-
-    if not TYPE_CHECKING:
-
-        def __new__(cls, *args: object, **_: object) -> InstanceCache:
-            if not args or not isinstance(args[0], Parts):
-                raise TypeError(
-                    "an InstanceCache is made by open_cache: async with open_cache(...) as cache"
-                )
-            return super().__new__(cls)
 
     def __init__(self, parts: Parts) -> None:
         self._pool = parts.pool

@@ -29,7 +29,7 @@ from .._owner import calls_user, refuse_copy
 from .._pool.capacity import GroupState
 from .._pool.evictor import AT_ONCE
 from .._pool.pool import CLOSED, Pool
-from .._public import public
+from .._public import made, only_from, public
 from .lease import Lease, MakeLease, make_lease
 from .options import GroupChanges
 
@@ -59,6 +59,7 @@ class Starter(Protocol[*Args]):
 
 @public
 @final
+@only_from("is made by scheduling_group: async with cache.scheduling_group(name, ...) as group")
 class SchedulingGroup:
     """A nursery whose tasks share a capacity and a part of the CPU.
 
@@ -271,7 +272,7 @@ class Groups:
         self._pool = pool
         self.main: GroupState = GroupState.new(MAIN, pool.config.main_group)
         """The state of its own group."""
-        self.main_group: SchedulingGroup = SchedulingGroup(self, pool, self.main, service)
+        self.main_group: SchedulingGroup = made(SchedulingGroup, self, pool, self.main, service)
         self.states: dict[str, GroupState] = {MAIN: self.main}
         """{name: state} of the groups that are open."""
         self.lease: MakeLease = make_lease
@@ -308,7 +309,7 @@ class Groups:
         self._opening.add(name)
         try:
             async with trio.open_nursery() as nursery:
-                group = SchedulingGroup(self, self._pool, state, nursery)
+                group = made(SchedulingGroup, self, self._pool, state, nursery)
                 self._note_opened(state)
                 reset = _groups.set((*_groups.get(), _Inside(group, state, self._pool)))
                 self.states[name] = state

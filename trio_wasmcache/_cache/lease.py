@@ -66,7 +66,7 @@ from .._pool.capacity import GroupState
 from .._pool.pool import Pool
 from .._pool.promotion import Upgrade
 from .._pool.replacing import Replacing
-from .._public import public
+from .._public import made, only_from, public
 from .._runtime.activity import Activity
 from .._runtime.bound import BoundFunction, Definition, Failure
 from .._runtime.call import Call
@@ -147,6 +147,7 @@ TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
 
 @public
 @final
+@only_from("is made by acquire: async with cache.acquire(name, args) as lease")
 class Lease(Generic[R_co]):
     """An instance of one function, held by one task at a time.
 
@@ -1150,7 +1151,7 @@ class Lease(Generic[R_co]):
 
         Getting it never raises; see `LeaseMemory` for the errors of using it.
         """
-        return LeaseMemory(self._guest_memory, self._name)
+        return made(LeaseMemory, self._guest_memory, self._name)
 
     @property
     def fuel_consumed(self) -> int | None:
@@ -1274,13 +1275,23 @@ class Lease(Generic[R_co]):
         return self._under_way if self._acquisition is None else self._acquisition.start
 
 
+def _made_here(kind: type[Lease[Any]], **more: object) -> type[Lease[Any]]:
+    """Return a class of leases as that one, which can be called; users' can't."""
+    # C finds that nothing is to be done, as for a class without an `__init__`.
+    namespace = {"__init__": object.__init__, "__module__": Lease.__module__, **more}
+    return type(Lease.__name__, (kind,), namespace)
+
+
+_PLAIN = _made_here(Lease)
+
+
 def make_lease(
     pool: Pool,
     group: GroupState,
     name: str,
     args: Sequence[str] | None,
     warm: bool = False,
-    kind: type[Lease[Any]] = Lease,
+    kind: type[Lease[Any]] = _PLAIN,
 ) -> Lease[Any]:
     """Make a lease. In an `__init__`, which C would call, this would take a quarter more."""
     self: Lease[Any] = kind()
@@ -1296,7 +1307,7 @@ def make_lease(
 
 def watched(watcher: Watcher) -> MakeLease:
     """Return what makes leases whose uses are shown to a watcher."""
-    kind = type("Lease", (_WatchedLease,), {"_watcher": watcher, "__module__": Lease.__module__})
+    kind = _made_here(_WatchedLease, _watcher=watcher)
     return functools.partial(make_lease, kind=kind)
 
 
@@ -1424,6 +1435,7 @@ for _name in ("__aenter__", "__aexit__", "call", "map"):
 
 @public
 @final
+@only_from("is the memory of a lease: lease.memory")
 class LeaseMemory:
     """The memory of the instance that a lease holds: the exported one, else the imported one.
 
@@ -1566,7 +1578,7 @@ class SuspendedLease:
     @property
     def memory(self) -> LeaseMemory:
         """Memory of the guest, to be used until the host function ends."""
-        return LeaseMemory(self._lent.check, self._name)
+        return made(LeaseMemory, self._lent.check, self._name)
 
     def end(self) -> None:
         """Refuse further use, as the host function has ended."""

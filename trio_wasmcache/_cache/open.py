@@ -15,7 +15,7 @@ from .._ki import ki_safe_contextmanager
 from .._log import LogWriter, ThreadedLogWriter, check_label, check_logger
 from .._owner import check_trio
 from .._pool.pool import Pool
-from .._public import public
+from .._public import made, public
 from .._runtime.call import CallRecorder
 from .._threads import importing, run_in_thread
 from .cache import InstanceCache
@@ -118,7 +118,7 @@ async def open_with(
             async with trio.open_nursery() as service:
                 pool.journal.opened(config, engine.system)
                 parts = Parts.make(pool, service)
-                cache = InstanceCache(parts)
+                cache = made(InstanceCache, parts)
                 service.start_soon(pool.evictor.run)
                 if config.compiler == TIERED:
                     service.start_soon(parts.promoter.run_compiles)
