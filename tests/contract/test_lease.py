@@ -277,3 +277,31 @@ def test_states_of_a_lease() -> None:
                     lease._step(after)
                 assert lease._state is before
     assert TRANSITIONS[LeaseState.ENDED] == frozenset()
+
+
+async def test_an_exception_says_which_import_raised_it(kit: Kit) -> None:
+    """In a note, by the name in the module: the exception itself and its text are as raised."""
+    shared = KeyError(3)
+
+    def ask(_value: int) -> int:
+        raise shared
+
+    async def ask_later(value: int) -> int:
+        raise ValueError(value)
+
+    async with kit.open() as cache:
+        for name, fn, kind in (("f", ask, KeyError), ("g", ask_later, ValueError)):
+            f = await add_asking(cache, kit, fn, name=name)
+            for _ in range(2):
+                with pytest.raises(kind) as caught:
+                    await f.call(3)
+                notes = caught.value.__notes__
+                assert notes == [f"in host function host.ask0, called by {name}(i64)"]
+            async with f.acquire() as lease:
+                with pytest.raises(kind) as caught:
+                    await lease.map([[3]])
+                assert f"in row 0 of a batch of {name}(i64)" in caught.value.__notes__
+        f = await add_asking(cache, kit, lambda _: "x", name="h")
+        with pytest.raises(TypeError, match="i64 takes an int, got 'x'") as refused:
+            await f.call(3)
+        assert refused.value.__notes__ == ["in host function host.ask0, called by h(i64)"]

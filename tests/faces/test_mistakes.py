@@ -319,7 +319,7 @@ async def a_host_function_of_the_default_type(cache: InstanceCache) -> object:
     'HostFunction says [] -> [i32]: give params=(), results=("i64",).',
 )
 async def a_host_function_of_another_type(cache: InstanceCache) -> object:
-    return await register_now(cache, now=HostFunction(now, params=(), results=("u32",)))
+    return await register_now(cache, now=HostFunction(lambda: 7, params=(), results=("u32",)))
 
 
 @mistake(
@@ -348,6 +348,32 @@ async def text_for_a_host_function(cache: InstanceCache) -> object:
 )
 async def a_function_as_a_host_function(cache: InstanceCache) -> object:
     return await register_now(cache, now=abs)
+
+
+@mistake(
+    TypeError,
+    'host function zero can\'t be called with the ("i64", "i64") that it gets by params: '
+    "too many positional arguments",
+)
+async def a_host_function_of_too_few_parameters(_cache: InstanceCache) -> object:
+    def zero(_one: int) -> int:
+        return 0
+
+    zero.__qualname__ = "zero"
+    return HostFunction(zero, params=("i64", "i64"))
+
+
+@mistake(
+    TypeError,
+    'host function zero can\'t be called with the ("i64",) that it gets by params, which were '
+    "left out: missing a required argument: '_two'",
+)
+async def a_host_function_of_too_many_parameters(_cache: InstanceCache) -> object:
+    def zero(_one: int, _two: int) -> int:
+        return 0
+
+    zero.__qualname__ = "zero"
+    return HostFunction(zero, results=("i64",))
 
 
 # -- leases and groups

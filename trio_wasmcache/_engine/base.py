@@ -217,6 +217,9 @@ class HostCaller(Protocol):
     def refuse_host_call(self) -> Exception | None:
         """Return the error for a host call that the guest makes while it must not, or None."""
 
+    def note_host_error(self, index: int, error: Exception) -> None:
+        """Add to an exception of a host function which import it is, and whose guest called it."""
+
     def burnt(self) -> int:
         """Return the units of fuel that it has burnt so far."""
 

@@ -102,6 +102,9 @@ class Activity:
         """Return the error for a host call that the guest makes while it must not, or None."""
         return None
 
+    def note_host_error(self, index: int, error: Exception) -> None:
+        """See `HostCaller`."""
+
     def end(self, error: Callable[[], Exception]) -> None:
         """End it from another task; it raises the error that `error` returns."""
         self.ended = True

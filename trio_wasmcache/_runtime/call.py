@@ -9,6 +9,7 @@ other call, and is dropped when its lease ends.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, TypeVarTuple, Unpack, final
@@ -28,6 +29,7 @@ from .._core.policy.shares import BURST_FUEL, Share
 from .._core.stack_room import check_headroom
 from .._core.tally import Tally, size_of
 from .._core.text import shown
+from .._core.wasm.admission import import_name
 from .._engine.base import (
     UNDER_WAY,
     DriverCode,
@@ -589,6 +591,21 @@ class Call(Activity):
         self.native.abandon()
         self.exited = True
         return True
+
+    def note_host_error(self, index: int, error: Exception) -> None:
+        if isinstance(error, (GuestError, WitError)):
+            return  # which names its own function
+        module = self.bound.definition.module
+        made, host = module.host_imports[index], module.hosts[index]
+        # That of a component is imported by a part that this library has made.
+        of_wit = getattr(getattr(host, "function", None), "what", None)
+        what = f"host function {import_name(made.module, made.name)}"
+        if isinstance(of_wit, str):
+            what = of_wit if of_wit.startswith("host function") else f"host function {of_wit}"
+        note = f"in {what}, called by {self.bound.entry.function.key}"
+        with contextlib.suppress(Exception):  # of a class that takes no attributes
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
 
     def fail(self, error: BaseException, values: tuple[object, ...]) -> None:
         """Note that the call failed half-way, and complete the error with its facts."""

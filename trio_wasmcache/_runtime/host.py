@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias, final
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, final
 
 from attrs import field, frozen
 
@@ -139,10 +139,35 @@ class HostFunction:
                 f"host function {name} is reentrant and has {len(self.results)} results: it can "
                 f"have at most {VALUE_LIMIT - 1}"
             )
+        self._check_arity(name)
         # The host returns what the guest gets: its results are lowered, its parameters lifted.
         types = OFFSETS if self.blocks else TYPES
         abi = PlainAbi(f"host function {name}", self.results, self.params, host=True, types=types)
         object.__setattr__(self, "_abi", abi)
+
+    def _check_arity(self, name: str) -> None:
+        """Check that `fn` takes as many arguments as there are `params`.
+
+        Only of plain functions and methods, as others may say what is not so.
+
+        Raises:
+            TypeError: it does not.
+        """
+        fn: Any = self.fn
+        left_out = isinstance(self.params, _Default)
+        if not inspect.isfunction(fn) and not inspect.ismethod(fn):
+            return
+        if hasattr(fn, "__signature__"):
+            return
+        try:
+            # Not that of a function that it wraps, which may take others.
+            inspect.signature(fn, follow_wrapped=False).bind(*self.params)
+        except TypeError as error:
+            said = "by params, which were left out" if left_out else "by params"
+            raise TypeError(
+                f"host function {name} can't be called with the {quoted(self.params)} that it gets "
+                f"{said}: {error}"
+            ) from None
 
     @property
     def blocks(self) -> bool:

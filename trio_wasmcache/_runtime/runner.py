@@ -619,6 +619,10 @@ class Runner:
                 else:
                     served = await self._run_steps(job, meter, served)
             results = served
+        except Exception as error:
+            if call.serve is None and job.caller is not None and not job.stop:
+                job.caller.note_host_error(call.index, error)
+            raise
         finally:
             context_of_call.reset(reset)
             # Not charged to the group, which is charged with CPU time instead.
