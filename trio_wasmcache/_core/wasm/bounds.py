@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from .stack import leb, skip
+from .stack import by_number, leb, skip
 from .types import BOUNDED_FUEL, FuncType, ModuleInfo
 
 SLOTS_LIMIT: Final = 256
@@ -49,10 +49,8 @@ _TRUNCATIONS: Final = 8
 _ALIGNMENTS: Final = 0x40
 
 
-def _forms() -> bytes:
-    """Return what follows each opcode of one byte; 0 if no bounded function has it."""
-    forms = bytearray(256)
-    for form, ranges in {
+_FORM_OF: Final = by_number(
+    {
         # unreachable, nop, else, end, return, drop, select; comparisons, arithmetic, conversions.
         _NONE: "00 01 05 0b 0f 1a 1b 45-c4",
         # br, br_if, locals and globals, memory.size, i32.const, i64.const.
@@ -64,15 +62,10 @@ def _forms() -> bytes:
         _CALL: "10",
         _TABLE: "0e",
         _MISC: "fc",
-    }.items():
-        for part in ranges.split():
-            first, _, last = part.partition("-")
-            for opcode in range(int(first, 16), int(last or first, 16) + 1):
-                forms[opcode] = form
-    return bytes(forms)
-
-
-_FORMS: Final = _forms()
+    }
+)
+_FORMS: Final = bytes(_FORM_OF.get(opcode, 0) for opcode in range(256))
+"""What follows each opcode of one byte; 0 if no bounded function has it."""
 
 
 def bounded_exports(wasm: bytes, info: ModuleInfo, begin: int) -> frozenset[str]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from .stack import instructions, leb, skip, skip_catches
+from .stack import by_number, instructions, leb, skip, skip_catches
 from .types import FuncType
 
 RUN_STEPS: Final = 64
@@ -32,36 +32,19 @@ _IF, _EMPTY = 0x04, 0x40
 _ENDING: Final = frozenset((0x00, 0x08, 0x0A, 0x0C, 0x0F, 0x12, 0x13))
 
 
-def _effects() -> list[int | None]:
-    """Return by how much each instruction of one byte changes the height; None: it depends."""
-    effects: list[int | None] = [None] * 256
-    for change, ranges in {
+_BYTE_EFFECTS: Final = by_number(
+    {
         0: "01 22 25 28-35 40 45 50 67-69 79-7b 8b-91 99-9f a7-c4 d1",
         1: "20 23 3f 41-44 d0 d2",
         -1: "0d 1a 21 24 46-4f 51-66 6a-78 7c-8a 92-98 a0-a6",
         -2: "1b 1c 26 36-3e",
-    }.items():
-        for part in ranges.split():
-            first, _, last = part.partition("-")
-            for code in range(int(first, 16), int(last or first, 16) + 1):
-                effects[code] = change
-    return effects
-
-
-def _numbered(ranges: dict[int, str]) -> dict[int, int]:
-    found = {}
-    for change, text in ranges.items():
-        for part in text.split():
-            first, _, last = part.partition("-")
-            for code in range(int(first, 16), int(last or first, 16) + 1):
-                found[code] = change
-    return found
-
-
-_EFFECTS: Final = _effects()
+    }
+)
+_EFFECTS: Final = [_BYTE_EFFECTS.get(code) for code in range(256)]
+"""By how much each instruction of one byte changes the height; None: it depends."""
 # The same by the number behind a prefix; 0 if it is not here.
-_MISC_EFFECTS: Final = _numbered({1: "10", -1: "0f", -2: "13 14", -3: "8 a-c e 11"})
-_VECTOR_EFFECTS: Final = _numbered(
+_MISC_EFFECTS: Final = by_number({1: "10", -1: "0f", -2: "13 14", -3: "8 a-c e 11"})
+_VECTOR_EFFECTS: Final = by_number(
     {
         1: "c",
         -1: "d e 17 1a 1c 1e 20 22-4c 4e-51 54-57 65 66 6b-73 76-79 7b 82 85 86 8b-93 95-99 9b-9f "

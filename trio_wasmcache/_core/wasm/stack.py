@@ -128,6 +128,16 @@ def _numbers(power: int) -> re.Pattern[bytes]:
     return re.compile(b"(?:" + _LEB + b"){%d}" % (1 << power))
 
 
+def by_number(numbers: Mapping[int, str]) -> dict[int, int]:
+    """Return {number: key} of {key: numbers and ranges of numbers, in hexadecimal}."""
+    found = {}
+    for key, text in numbers.items():
+        for part in text.split():
+            first, _, last = part.partition("-")
+            found.update(dict.fromkeys(range(int(first, 16), int(last or first, 16) + 1), key))
+    return found
+
+
 class Weigher:
     """Weighs the bodies of a module's functions, one after the other.
 
