@@ -117,8 +117,8 @@ class Turns:
         **Checkpoint:** always.
         **Cancellation:** the turn is given back.
         """
-        # `take`, inline: each coroutine called here would be one more to resume for every slice. And
-        # a signal handler's error at its beginning would find nobody who knows of the slot.
+        # `take`, inline: each coroutine called here would be one more to resume for every slice.
+        # And a signal handler's error at its beginning would find nobody who knows of the slot.
         holds: bool = True
         wait: Wait | None = None
         try:
