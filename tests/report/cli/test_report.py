@@ -79,6 +79,23 @@ def test_the_report_in_a_pipe(tmp_path: Path, capsys: Capture) -> None:
     assert re.findall(r"^(\w+) +\d+ ", shown[0], re.MULTILINE) == [one.value for one in Reason]
 
 
+def test_the_requests_with_the_longest_times(tmp_path: Path, capsys: Capture) -> None:
+    """Are named beside them, as `--where request=N` takes them."""
+    log = busy_log()
+    log.loaded(50, seconds=9.0, request=None)  # nobody's
+    log.recycled(60, request=1_000_017, held_seconds=7199.0)
+    out = report(capsys, log.write(tmp_path / "log")).out
+    times = re.search(r"Times\n.*?\n\n", out, re.DOTALL)
+    assert times
+    rows = [line.split() for line in times[0].strip().splitlines()[1:]]
+    assert (rows[0][0], rows[0][-2:]) == ("what", ["longest", "request"])
+    assert [row[-1] for row in rows[1:]] == ["-", "0", "1000017", "-"]
+    log = Log()
+    log.opened()
+    log.evicted(1)
+    assert "request" not in report(capsys, log.write(tmp_path / "log")).out.split("Times")[1]
+
+
 def test_more_rows(tmp_path: Path, capsys: Capture) -> None:
     """`--top` says how many functions and groups are shown."""
     path = full_log().write(tmp_path / "log")

@@ -209,11 +209,120 @@ def test_what_is_followed_is_shown_in_time(tmp_path: Path, capsys: Capture) -> N
     ran = run_command(capsys, "report", "--events", "--where", "request=2", path)
     lines = ran.out.splitlines()
     assert lines[0] == "Cache cafe"
-    assert [line[11:].split()[0] for line in lines[1:] if line.lstrip().startswith("+")] == [
+    assert [line.split()[2] for line in lines[1:] if line.lstrip().startswith("+")] == [
         *("requested", "evicted", "loaded", "acquired", "recycled")
     ]
     assert "error=TrapError" in ran.out
     assert "\x1b" not in ran.out
+
+
+def test_why_an_instance_was_evicted(tmp_path: Path, capsys: Capture) -> None:
+    """A sentence for each eviction: why, for whom, and what it had been good for."""
+    log = story()
+    need = {"for_function": "g", "for_arg_types": "i64", "for_group": "b", "for_request": 2}
+    log.evicted(8, instance=3, idle_seconds=0.0007390980026684701, **need)
+    log.evicted(8.5, Reason.OVERSIZED, instance=4, limit_bytes=2**20, advice="raise it", uses=1)
+    log.evicted(8.5, Reason.CLOSED, instance=5, seat=True, idle_seconds=0.0)
+    log.evicted(9, Reason.CORRUPTED, instance=6, error="TrapError", replaced_by=7)
+    log.evicted(9, Reason.CORRUPTED, instance=8, error="TrapError", evictions=12)
+    path = log.write(tmp_path / "log")
+    ran = run_command(capsys, "report", "--where", "event=wasmcache.evicted", path)
+    assert (ran.status, ran.err) == (0, "")
+    told = " ".join(ran.out.split())
+    for text in (
+        "Cache cafe +0 s instance 1, f(i64) in group main, was evicted for size, after 1.0 s",
+        (
+            "+4.0 s instance 3, f(i64) in group main, was evicted for size, for the sake of request "
+            "2, g(i64) in group b, after 739 µs idle; it had served 3 leases in 2.0 s; 128.0 KiB freed +"
+        ),
+        (
+            "+4.5 s instance 4, f(i64) in group main, was evicted as it was too large to keep, "
+            "after 1.0 s idle; it had served 1 lease in 2.0 s; 128.0 KiB freed; the limit is 1.0 MiB"
+        ),
+        "+4.5 s the seat of f(i64) in group main was evicted as the cache closed; 128.0 KiB freed",
+        (
+            "was evicted as a call in it had failed (TrapError), after 1.0 s idle; it had served 3 "
+            "leases in 2.0 s; 128.0 KiB freed; instance 7 took its place"
+        ),
+        "+5.0 s 12 instances of f(i64) in group main were evicted as a call in it had failed (",
+    ):
+        assert text in told
+    assert max(map(len, ran.out.splitlines())) <= 80
+    assert ran.out.endswith("--events prints the events with all their fields.\n")
+    raw = run_command(capsys, "report", "--where", "seq=13", "--events", path).out
+    assert "idle_seconds=0.000739098" in " ".join(raw.split())
+    # JSON has the sentences beside the events.
+    document = run_command(capsys, "report", "--json", "--where", "seq=13", path).document
+    assert len(document["events"]) == 1
+    (one,) = document["sentences"]
+    assert (one["cache"], one["seq"]) == ("cafe", 13)
+    assert one["text"] in told
+
+
+def test_so_many_evictions_are_told(tmp_path: Path, capsys: Capture) -> None:
+    """As `--top` says, or 20; the last line says how many there are, and how to see them."""
+    log = Log("cafe")
+    log.opened()
+    for number in range(30):
+        log.evicted(number, instance=number)
+    path = log.write(tmp_path / "log")
+    ran = run_command(capsys, "report", "--where", "reason=size", path)
+    assert ran.out.count("was evicted") == 20
+    assert "and 10 more evictions: --top 30 tells of them, too\n" in ran.out
+    assert (
+        run_command(capsys, "report", "--where", "reason=size", "--top", "30", path).out.count(
+            "was evicted"
+        )
+        == 30
+    )
+    ran = run_command(capsys, "report", "--where", "reason=size", "--top", "29", path)
+    assert "and 1 more eviction: " in ran.out
+    raw = run_command(capsys, "report", "--where", "reason=size", "--events", path)
+    assert raw.out.count("reason=size") == 30
+
+
+def test_what_happened_in_an_instance(tmp_path: Path, capsys: Capture) -> None:
+    """Its load, its leases, and its end, each in a sentence; at the times of the log's stamps."""
+    log = story()
+    for number, line in enumerate(log.lines):
+        line["timestamp"] = f"2025-01-01T00:00:{number:02}.123456Z"
+    path = log.write(tmp_path / "log")
+    ran = run_command(capsys, "report", "--where", "instance=2", path)
+    assert ran.out.splitlines()[:5] == [
+        "Cache cafe, 2025-01-01",
+        "00:00:07.123Z  request 2, g(i64) in group main, loaded an instance in 500 ms",
+        "00:00:08.123Z  request 2, g(i64) in group main, was granted it (instance 2)",
+        "00:00:09.123Z  request 2, g(i64) in group main, gave it back after 500 ms: 1",
+        "               call; failed with TrapError",
+    ]
+    for number, line in enumerate(log.lines):
+        line["timestamp"] = 1735689600.5 + 86400 * number
+    log.write(path)
+    ran = run_command(capsys, "report", "--where", "instance=2", path)
+    assert "2025-01-08 00:00:00.500Z  request 2," in ran.out
+    title = run_command(capsys, "report", "--where", "request=2", path).out.splitlines()[1]
+    assert title.startswith("Request 2, g(i64) in group main at 2025-01-06 00:00:00.500Z, ")
+
+
+def test_several_conditions(tmp_path: Path, capsys: Capture) -> None:
+    """One event must have all of the values."""
+    log = story()
+    path = log.write(tmp_path / "log")
+
+    def found(*conditions: str) -> list[int]:
+        options = [it for condition in conditions for it in ("--where", condition)]
+        ran = run_command(capsys, "report", "--json", *options, path)
+        return [event["seq"] for event in ran.document["events"]] if ran.out else []
+
+    assert found("error=TrapError", "function=g") == [6, 7, 8, 9, 10, 11]
+    assert found("function=f", "request=1", "hit=false") == [2, 3, 4, 5]
+    assert found("error=TrapError", "function=f") == []
+    assert found("instance=2", "hit=false") == [8, 9, 10, 11]
+    ran = run_command(capsys, "report", "--where", "error=TrapError", "--where", "function=f", path)
+    assert (ran.status, ran.err) == (2, "no event has error=TrapError and function=f\n")
+    ran = run_command(capsys, "report", "--json", "--where", "reason=size", path)
+    assert ran.document["where"] == {"field": "reason", "value": "size"}
+    assert ran.document["conditions"] == [ran.document["where"]]
 
 
 def test_caches_and_files_are_kept_apart(tmp_path: Path, capsys: Capture) -> None:

@@ -335,7 +335,7 @@ def test_it_is_bounded(tmp_path: Path, capsys: Capture, monkeypatch: pytest.Monk
     assert [one["steps"][1]["behind"] for one in told[:2]] == [None, None]
     monkeypatch.setattr("trio_wasmcache.report.output.story.MAX_TOLD", 1)
     shown = run_command(capsys, "report", "--where", "function=f", tmp_path / "log").out
-    assert "and 4 more requests: --json tells them all" in shown
+    assert "and 4 more requests: --top 5 prints them all, as --json does" in shown
 
 
 def test_each_reason_has_words() -> None:
@@ -347,7 +347,7 @@ def test_events_need_a_condition(tmp_path: Path, capsys: Capture) -> None:
     log.opened()
     ran = run_command(capsys, "report", "--events", log.write(tmp_path / "log"))
     assert ran.status == 2
-    assert "--events is for --where" in ran.err
+    assert "--events is for --where and --slowest" in ran.err
 
 
 async def test_a_lease_logs_its_fuel_and_why_it_failed(kit: Kit) -> None:

@@ -286,6 +286,8 @@ def test_waits(tmp_path: Path, capsys: Capture) -> None:
     assert taken["waits_for"] == {"a token": 2, "an instance": 3, "room": 1}
     assert taken["abandoned"] == {"Cancelled": 1}
     assert taken["wait_seconds"]["total"] == 5.0
+    assert (taken["wait_seconds"]["max"], taken["wait_seconds"]["max_request"]) == (3.0, 1)
+    assert taken["held_seconds"]["max_request"] is None
     assert cache["loads"]["failed"] == 1
     assert cache["functions"][0]["abandoned"] == 1
     assert cache["wait_bars"][0] == [0.0, 1]

@@ -8,18 +8,26 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
 import click
+import polars as pl
 
 from ..output.document import make_document
-from ..output.story import show_stories, story_document
+from ..output.story import (
+    MAX_TOLD,
+    show_slowest,
+    show_stories,
+    slowest_document,
+    story_document,
+)
 from ..output.terminal import TOP, show_report
-from ..output.trail import show_trail, trail_document
+from ..output.trail import show_sentences, show_trail, trail_document
 from ..reading.lines import find_lines
 from ..reading.notes import FINE, NOTHING, cite
+from ..summary.slowest import MAX_SLOWEST, Slowest
 from ..summary.story import Causes, stories
 from ..summary.summary import Summary
 from ..summary.trail import Trail
@@ -58,15 +66,24 @@ def commands() -> None:
     "--by-cache", is_flag=True, help="Also print each cache by itself, if there are several."
 )
 @click.option(
+    "--slowest",
+    type=click.IntRange(1, MAX_SLOWEST),
+    metavar="N",
+    help="Tell where the time of the N slowest requests went, and why, and nothing else.",
+)
+@click.option(
     "--where",
+    "conditions",
     type=parse_where,
+    multiple=True,
     metavar="FIELD=VALUE",
-    help="Tell what became of the requests that have this value in any event, and why.",
+    help="Tell what became of the requests that have this value in any event, and why; given "
+    "several times, that have all of them in one event. Of evictions, tell why, and for whom.",
 )
 @click.option(
     "--events",
     is_flag=True,
-    help="With --where: print the events of those requests, or of those instances.",
+    help="With --where or --slowest: print the events of those requests, or of those instances.",
 )
 @click.option(
     "--thrash-seconds",
@@ -78,9 +95,8 @@ def commands() -> None:
 @click.option(
     "--top",
     type=click.IntRange(1),
-    default=TOP,
-    show_default=True,
-    help="Number of rows of the tables by function and group.",
+    help="Number of rows of the tables by function and group, or of the requests and evictions "
+    f"of --where.  [default: {TOP}, or {MAX_TOLD} of --where]",
 )
 def report(
     logs: Sequence[str],
@@ -88,10 +104,11 @@ def report(
     html: Path | None,
     only: str | None,
     by_cache: bool,
-    where: tuple[str, str] | None,
+    slowest: int | None,
+    conditions: tuple[tuple[str, str], ...],
     events: bool,
     thrash_seconds: float | None,
-    top: int,
+    top: int | None,
 ) -> int:
     """Report what was evicted and why, hits and waits, thrash, churn, sizes over time.
 
@@ -101,20 +118,23 @@ def report(
     0; 1 if some of the input was missing or damaged; 2 if there was nothing to analyse.
     """
     session = Session(logs)
-    if where is not None:
+    if conditions or slowest is not None:
+        option = "--where" if conditions else "--slowest"
         if html is not None:
-            raise click.UsageError("--html has no page for --where: use --json")
-        return _follow(session, logs, Trail(*where), only, as_json=as_json, events=events)
+            raise click.UsageError(f"--html has no page for {option}: use --json")
+        if conditions and slowest is not None:
+            raise click.UsageError("--slowest looks at all requests: use it without --where")
+        if not all(Path(path).is_file() for path in logs):
+            raise click.UsageError(f"{option} reads the log twice: give it files")
+        if slowest is not None:
+            return _tell_slowest(session, logs, slowest, only, as_json=as_json, events=events)
+        trail = Trail(conditions)
+        return _follow(session, logs, trail, only, as_json=as_json, events=events, top=top)
     if events:
-        raise click.UsageError("--events is for --where")
+        raise click.UsageError("--events is for --where and --slowest")
     summary = Summary(thrash_seconds)
-    with session.bar():
-        for block in session.reader.blocks():
-            frame = session.parser.frame(block)
-            if only is not None:
-                frame = frame.filter(frame["cache"] == only)
-            summary.take(frame)
-        summary.add_up()
+    _take(session, only, summary.take)
+    summary.add_up()
     session.tell()
     summary.tell(session.notes)
     if not summary.caches:
@@ -128,8 +148,19 @@ def report(
     if as_json:
         print_json(document)
     else:
-        show_report(session.out, document, top, by_cache=by_cache)
+        show_report(session.out, document, top or TOP, by_cache=by_cache)
     return session.notes.status
+
+
+def _take(session: Session, only: str | None, *takers: Callable[[pl.DataFrame], None]) -> None:
+    """Give the events of a log to some who take them, block by block."""
+    with session.bar():
+        for block in session.reader.blocks():
+            frame = session.parser.frame(block)
+            if only is not None:
+                frame = frame.filter(frame["cache"] == only)
+            for take in takers:
+                take(frame)
 
 
 def _follow(
@@ -140,10 +171,9 @@ def _follow(
     *,
     as_json: bool,
     events: bool,
+    top: int | None,
 ) -> int:
     """Print the stories of a trail, or its events; return the exit status."""
-    if not all(Path(path).is_file() for path in logs):
-        raise click.UsageError("--where reads the log twice: give it files")
     sought = trail.sought()
     with session.bar():
         for piece in session.reader.pieces():
@@ -152,31 +182,77 @@ def _follow(
                 if only is None or event["cache"] == only:
                     trail.look(event)
         session.tell()
-        causes = _find_causes(logs, trail, only)
-        if causes.lacks_holders:
-            trail.begin_anew()
-            causes = _find_causes(logs, trail, only, with_holders=True)
+        # Sentences about instances need no second reading.
+        wanted = as_json or events or trail.requests or trail.groups
+        causes = _read_again(logs, trail, only) if wanted else None
     trail.sort()
-    if not trail.events:
-        session.errors.print(
-            f"no event has {cite(trail.field)}={cite(trail.value)}", style="red", markup=False
-        )
+    if not trail.events and not trail.direct:
+        where = " and ".join(f"{cite(name)}={cite(value)}" for name, value in trail.conditions)
+        session.errors.print(f"no event has {where}", style="red", markup=False)
         return NOTHING
-    if trail.left_out or trail.unfollowed:
+    if causes is not None and (trail.left_out or trail.unfollowed):
         session.notes.remark(
             f"{len(trail.events):,} events are shown, {trail.left_out:,} are left out, and those "
             f"of {trail.unfollowed:,} more requests or instances"
         )
-    told = stories(trail, causes)
+    told = [] if causes is None else stories(trail, causes)
     if as_json:
         document = trail_document(trail, session.notes.texts)
         document["stories"] = [story_document(story) for story in told]
         print_json(document)
-    elif events or not told:
-        show_trail(session.out, trail)
+    elif events:
+        show_trail(session.out, trail.events)
+    elif told:
+        show_stories(session.out, told, top)
     else:
-        show_stories(session.out, told)
+        show_sentences(session.out, trail, top)
     return session.notes.status
+
+
+def _tell_slowest(
+    session: Session,
+    logs: Sequence[str],
+    number: int,
+    only: str | None,
+    *,
+    as_json: bool,
+    events: bool,
+) -> int:
+    """Print the stories of the slowest requests, or their events; return the exit status."""
+    slowest = Slowest(number)
+    summary = Summary()  # which knows if events are missing
+    _take(session, only, summary.take, slowest.take)
+    summary.add_up()
+    session.tell()
+    summary.tell(session.notes)
+    if not summary.caches:
+        return session.nothing(only)
+    found = slowest.found
+    if not found:
+        used = any(cache.log_uses for cache in summary.caches.values())
+        why = "no request has ended in it" if used else "it was written without log_uses"
+        session.errors.print(f"no requests in the log: {why}", style="red")
+        return NOTHING
+    trail = slowest.trail()
+    told = stories(trail, _read_again(logs, trail, only))
+    told.sort(key=lambda story: -story.seconds)
+    if as_json:
+        print_json(slowest_document(slowest, told, session.notes.texts))
+    elif events:
+        trail.sort()
+        show_trail(session.out, trail.events)
+    else:
+        show_slowest(session.out, slowest, told)
+    return session.notes.status
+
+
+def _read_again(logs: Sequence[str], trail: Trail, only: str | None) -> Causes:
+    """Read the log again, as often as the causes of the events of a trail take."""
+    causes = _find_causes(logs, trail, only)
+    if causes.lacks_holders:
+        trail.begin_anew()
+        causes = _find_causes(logs, trail, only, with_holders=True)
+    return causes
 
 
 def _find_causes(

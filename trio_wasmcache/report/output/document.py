@@ -62,7 +62,7 @@ def _others(others: Others) -> Document:
         "events": dict(sorted(sums.kinds.items())),
         "lost": sums.lost,
         "context_lost": sums.context_lost,
-        **_uses(sums, on_seats=None),
+        **_uses(sums, on_seats=None, numbered=False),
         "evictions": _gone(sums),
         "age_seconds": sums.ages.as_dict(),
         "peak": {"total_size_bytes": others.peak_size, "code_size_bytes": others.peak_code},
@@ -113,7 +113,7 @@ def _sequence(order: Order) -> Document:
     }
 
 
-def _uses(sums: Sums, on_seats: int | None) -> Document:
+def _uses(sums: Sums, on_seats: int | None, numbered: bool = True) -> Document:
     """Return acquires, leases and loads."""
     leases = sums.leases
     granted = leases.hits + leases.misses
@@ -129,13 +129,13 @@ def _uses(sums: Sums, on_seats: int | None) -> Document:
             "block_rate": leases.blocks / leases.acquires if leases.acquires else None,
             "warmed": leases.warm,
             "calls": leases.calls,
-            "wait_seconds": leases.waits.as_dict(),
-            "held_seconds": leases.holds.as_dict(),
+            "wait_seconds": leases.waits.as_dict(numbered=numbered),
+            "held_seconds": leases.holds.as_dict(numbered=numbered),
             "waits_for": dict(leases.waits_for),
             "abandoned": dict(leases.abandoned),
         },
         "loads": {
-            **sums.loads.as_dict(),
+            **sums.loads.as_dict(numbered=numbered),
             "modules": sums.module_loads,
             "on_seats": on_seats,
             "failed": sums.kinds["wasmcache.failed"],

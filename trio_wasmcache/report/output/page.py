@@ -13,7 +13,7 @@ from ..reading.documents import Document
 from ..reading.notes import cite, count
 from ..reading.units import MAX_MOMENT, moment, rate, seconds, size
 from .charts import Chart, charts_of
-from .terminal import cache_name, needs_of, thrash_soon, timeout_of
+from .terminal import cache_name, longest_of, needs_of, thrash_soon, timeout_of
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TOP = 50
@@ -231,7 +231,11 @@ def _reasons(cache: Document) -> Table:
 def _times(cache: Document) -> Table:
     leases = cache["leases"]
     rows = [
-        (name, f"{row['count']:,}", *(seconds(row[part]) for part in ("p50", "p95", "p99", "max")))
+        (
+            *(name, f"{row['count']:,}"),
+            *(seconds(row[part]) for part in ("p50", "p95", "p99", "max")),
+            longest_of(row) or "-",
+        )
         for name, row in (
             ("to load an instance", cache["loads"]),
             ("to get a lease", leases["wait_seconds"]),
@@ -240,7 +244,8 @@ def _times(cache: Document) -> Table:
         )
         if row["count"]
     ]
-    return Table("Times", ("what", "count", "median", "95 %", "99 %", "longest"), rows)
+    columns = ("what", "count", "median", "95 %", "99 %", "longest", "of request")
+    return Table("Times", columns, rows)
 
 
 def _counts(cache: Document) -> Table:

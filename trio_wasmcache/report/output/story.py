@@ -10,15 +10,18 @@ from rich.text import Text
 
 from ..reading.documents import Document
 from ..reading.names import MAX_LETTERS, shown
-from ..reading.notes import MAX_CITED, cite, count
-from ..reading.units import moment, seconds, size
+from ..reading.notes import cite, count
+from ..reading.units import MAX_MOMENT, moment, seconds, size
+from ..summary.slowest import Slowest
 from ..summary.story import Story
 from ..summary.trail import Fields
 from ..summary.waiting import INSTANCE, TOKEN
 from .terminal import show
 
-# Stories that are printed; the JSON has all of them.
+# Stories that are printed if nobody says how many; the JSON has all of them.
 MAX_TOLD: Final = 20
+# Requests without an end that are named.
+MAX_UNENDED: Final = 10
 # Lines of a guest, and of the message of an error, that a story shows.
 MAX_LINES: Final = 8
 # {reason of an eviction: why the instance went}
@@ -62,14 +65,20 @@ def story_document(story: Story) -> Document:
     }
 
 
-def show_stories(console: Console, told: list[Story]) -> None:
-    """Print stories, each with a line that says where its time went and a line for each step."""
+def show_stories(console: Console, told: list[Story], most: int | None = None) -> None:
+    """Print stories, each with a line that says where its time went and a line for each step.
+
+    Args:
+        console: The destination.
+        told: The stories.
+        most: Number of those that are printed, at most; None: `MAX_TOLD`.
+    """
     before = None
-    for story in told[:MAX_TOLD]:
+    most = most or MAX_TOLD
+    for story in told[:most]:
         first = story.events[0][0]
         if story.cache != before:
-            label = f" {cite(first['label'])}" if first.get("label") else ""
-            show(console, Text(f"Cache {cite(story.cache)}{label}", style="bold"))
+            show(console, Text(of_cache(first), style="bold"))
             before = story.cache
         show(console, Text(_title(story), style="bold"))
         steps = Table.grid(padding=(0, 2, 0, 0))
@@ -83,14 +92,100 @@ def show_stories(console: Console, told: list[Story]) -> None:
                 steps.add_row(Text(f"+{after}"), Text("\n".join(words)))
         show(console, steps)
         show(console, Text(""))
-    if len(told) > MAX_TOLD:
-        show(console, Text(f"and {len(told) - MAX_TOLD:,} more requests: --json tells them all"))
+    if len(told) > most:
+        more = count(len(told) - most, "more request")
+        show(console, Text(f"and {more}: --top {len(told)} prints them all, as --json does"))
+
+
+def slowest_document(slowest: Slowest, told: list[Story], notes: list[str]) -> Document:
+    """Return the stories of the slowest requests as plain values."""
+    number, first = slowest.unended
+    return {
+        "requests": slowest.ended,
+        "slowest": [story_document(story) for story in told],
+        "unended": {
+            "count": number,
+            "requests": [{"cache": cache, "request": request} for cache, request in first],
+        },
+        "notes": notes,
+    }
+
+
+def show_slowest(console: Console, slowest: Slowest, told: list[Story]) -> None:
+    """Print the stories of the slowest requests, and which requests have no end in the log."""
+    of = count(slowest.ended, "request")
+    which = "The slowest" if len(told) == 1 else f"The {len(told):,} slowest"
+    show(console, Text(f"{which} of {of}, from the first wait to the end of the lease"))
+    show(console, Text(""))
+    show_stories(console, told, len(told))
+    number, first = slowest.unended
+    if number:
+        listed = ", ".join(str(request) for _, request in first[:MAX_UNENDED])
+        more = ", ..." * (number > MAX_UNENDED)
+        have = "has" if number == 1 else "have"
+        text = f"{count(number, 'request')} {have} not ended in this log: {listed}{more}"
+        show(console, Text(text))
+
+
+def of_cache(event: Fields) -> str:
+    """Return the heading over what happened in the cache of an event."""
+    label = f" {cite(event['label'])}" if event.get("label") else ""
+    return f"Cache {cite(event['cache'])}{label}"
+
+
+def stamp_of(event: Fields) -> str:
+    """Return the time that a processor has added to an event, with milliseconds, or nothing."""
+    stamp = event.get("timestamp")
+    if not isinstance(stamp, (str, float, int)):
+        return ""
+    return cite(moment(str(stamp), exact=True), MAX_MOMENT)
+
+
+def sentence(event: Fields) -> str:
+    """Return what happened, of an event that is known by its instance and not by a request.
+
+    It is empty for an event that has no sentence.
+    """
+    if event["event"] == "wasmcache.evicted":
+        return _went(event)
+    if event.get("request") is None:
+        return ""
+    text, _ = step(Story(event["cache"], event["request"]), event, None)
+    return f"request {event['request']},{_whose(event)}, {text}" if text else ""
+
+
+def _went(event: Fields) -> str:
+    """Return why an instance went, for whom, and what it had been good for."""
+    number = event["evictions"] or 1
+    what = "the seat of" if event["seat"] else f"instance {event['instance']},"
+    what = f"{number:,} instances of" if number > 1 else what
+    text = f"{what}{_whose(event)}{',' * (what[-1] == ',')} "
+    text += f"{'was' if number == 1 else 'were'} evicted {_why(event)}{_sake(event)}"
+    if event["idle_seconds"]:
+        text += f", after {seconds(event['idle_seconds'])} idle"
+    if not event["seat"] and number == 1:
+        uses = count(event["uses"], "lease")
+        text += f"; it had served {uses} in {seconds(event['age_seconds'])}"
+    text += f"; {size(event['freed_bytes'])} freed"
+    if event["replaced_by"] is not None:
+        text += f"; instance {event['replaced_by']} took its place"
+    if event["limit_bytes"] is not None:
+        text += f"; the limit is {size(event['limit_bytes'])}"
+    if event["advice"] is not None:
+        text += f": {cite(event['advice'], MAX_LETTERS)}"
+    return text
+
+
+def _why(gone: Fields) -> str:
+    """Return why an instance was evicted."""
+    why = REASONS.get(gone["reason"], f"for {cite(gone['reason'])}")
+    return why if gone["error"] is None else f"{why} ({cite(gone['error'])})"
 
 
 def _title(story: Story) -> str:
     first = story.events[0][0]
-    stamp = first.get("timestamp")
-    when = f" at {cite(moment(stamp), MAX_CITED)}" if isinstance(stamp, str) else ""
+    stamp = stamp_of(first)
+    when = f" at {stamp}" if stamp else ""
     spent = [f"{seconds(time)} for {what}" for what, time in story.waited.items() if time > 0]
     if story.loading:
         spent.append(f"{seconds(story.loading)} to load")
@@ -209,10 +304,7 @@ def _loaded(event: Fields, cause: Fields | None, facts: dict[str, Any]) -> str:
     gone = cause["gone"]
     if gone is not None:
         ago = max(event["at_seconds"] - event["load_seconds"] - gone["at_seconds"], 0.0)
-        why = REASONS.get(gone["reason"], f"for {cite(gone['reason'])}")
-        if gone["error"] is not None:
-            why += f" ({cite(gone['error'])})"
-        because.append(f"the last one had gone {seconds(ago)} before, {why}{_sake(gone)}")
+        because.append(f"the last one had gone {seconds(ago)} before, {_why(gone)}{_sake(gone)}")
         facts["gone"] = {
             "seconds_before": ago,
             **{

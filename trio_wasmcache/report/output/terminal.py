@@ -354,12 +354,23 @@ def _times(cache: Document) -> RenderableType | None:
         ("lease held", leases["held_seconds"]),
         ("age at eviction", cache["age_seconds"]),
     ]
-    table = make_table("Times", "what", "count", "median", "95 %", "99 %", "longest")
+    rows = [(name, row) for name, row in rows if row["count"]]
+    if not rows:
+        return None
+    named = any(longest_of(row) for _, row in rows)
+    more = ["request"] if named else []
+    table = make_table("Times", "what", "count", "median", "95 %", "99 %", "longest", *more)
     for name, row in rows:
-        if row["count"]:
-            quantiles = [seconds(row[part]) for part in ("p50", "p95", "p99", "max")]
-            table.add_row(name, short(row["count"]), *quantiles)
-    return table if table.row_count else None
+        quantiles = [seconds(row[part]) for part in ("p50", "p95", "p99", "max")]
+        whose = [longest_of(row) or "-"] if named else []
+        table.add_row(name, short(row["count"]), *quantiles, *whose)
+    return table
+
+
+def longest_of(row: Document) -> str:
+    """Return the number of the request with the longest time, as `--where request=N` takes it."""
+    number = row.get("max_request")
+    return "" if number is None else str(number)
 
 
 def _waits(cache: Document) -> RenderableType | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from ..reading.documents import Document
 from ..reading.names import shown
-from ..reading.notes import cite
-from ..reading.units import MAX_MOMENT, moment, seconds
-from ..summary.trail import Trail
+from ..reading.notes import cite, count
+from ..reading.units import seconds
+from ..summary.trail import Fields, Trail
+from .story import MAX_TOLD, of_cache, sentence, stamp_of
 from .terminal import show
 
 # Fields that are shown first, or not at all.
@@ -26,12 +30,20 @@ MAX_VALUE = 200
 def trail_document(trail: Trail, notes: list[str]) -> Document:
     """Return the events as plain values, with all their fields."""
     requests, instances = trail.followed
+    field, value = trail.conditions[0]
+    told = ((event, sentence(event)) for event in trail.direct)
     return {
-        "where": {"field": trail.field, "value": trail.value},
+        "where": {"field": field, "value": value},
+        "conditions": [{"field": name, "value": text} for name, text in trail.conditions],
         "requests": requests,
         "instances": instances,
         "events": [{name: _plain(it) for name, it in one.items()} for one in trail.events],
         "left_out": trail.left_out,
+        "sentences": [
+            {"cache": event["cache"], "seq": event["seq"], "text": text}
+            for event, text in told
+            if text
+        ],
         "notes": notes,
     }
 
@@ -45,23 +57,57 @@ def _plain(value: object) -> object:
     return value
 
 
-def show_trail(console: Console, trail: Trail) -> None:
+def show_trail(console: Console, events: list[Fields]) -> None:
     """Print a line for each event: time, what happened to what, and the other fields."""
+    _show(console, events, _line)
+
+
+def show_sentences(console: Console, trail: Trail, most: int | None = None) -> None:
+    """Print a sentence for each event that has the values and is of no request.
+
+    Args:
+        console: The destination.
+        trail: The events.
+        most: Number of those that are printed, at most; None: `MAX_TOLD`.
+    """
+    told = trail.direct[: most or MAX_TOLD]
+    _show(console, told, lambda event: sentence(event) or _line(event))
+    if trail.directly > len(told):
+        gone = all(event["event"] == "wasmcache.evicted" for event in trail.direct)
+        more = count(trail.directly - len(told), f"more {'eviction' if gone else 'event'}")
+        text = f"and {more}: --top {trail.directly} tells of them, too"
+        show(console, Text(text))
+    show(console, Text("--events prints the events with all their fields."))
+
+
+def _show(console: Console, events: list[Fields], tell: Callable[[Fields], str]) -> None:
+    """Print events under the names of their caches, each beside its time."""
     begins: dict[str, float] = {}
     before = None
-    for event in trail.events:
-        cache, at = event["cache"], event["at_seconds"]
-        if cache != before:
-            label = f" {cite(event['label'])}" if event.get("label") else ""
-            show(console, Text(f"Cache {cite(cache)}{label}", style="bold"))
-            before = cache
-        begin = begins.setdefault(cache, at)
-        when = f"+{seconds(max(at - begin, 0))}"
-        stamp = event.get("timestamp")
-        if isinstance(stamp, str):
-            when = cite(moment(stamp), MAX_MOMENT)
-        name = event["event"].removeprefix("wasmcache.")
-        show(console, Text(f"{when:>9}  {name:<10} {_what(event)}", no_wrap=False))
+    for cache, group in itertools.groupby(events, key=lambda event: event["cache"]):
+        if before is not None:
+            show(console, Text(""))
+        before, some = cache, [*group]
+        stamps = [stamp_of(event) for event in some]
+        dates = {stamp.partition(" ")[0] for stamp in stamps}
+        day = ""
+        if len(dates) == 1 and all(" " in stamp for stamp in stamps):
+            day = f", {dates.pop()}"
+            stamps = [stamp.partition(" ")[2] for stamp in stamps]
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column()
+        for event, stamp in zip(some, stamps, strict=True):
+            begin = begins.setdefault(cache, event["at_seconds"])
+            after = f"+{seconds(max(event['at_seconds'] - begin, 0))}"
+            table.add_row(stamp or after, Text(tell(event)))
+        show(console, Text(f"{of_cache(some[0])}{day}", style="bold"))
+        show(console, table)
+
+
+def _line(event: Fields) -> str:
+    """Return an event with all its fields."""
+    return f"{event['event'].removeprefix('wasmcache.'):<10} {_what(event)}"
 
 
 def _what(event: dict[str, Any]) -> str:
@@ -74,8 +120,14 @@ def _what(event: dict[str, Any]) -> str:
         if event.get(name) is not None:
             parts.append(f"{name} {event[name]}")
     parts += [
-        f"{cite(name)}={cite(value if isinstance(value, str) else repr(value), MAX_VALUE)}"
+        f"{cite(name)}={cite(_written(value), MAX_VALUE)}"
         for name, value in event.items()
         if name not in SHOWN_FIRST and value is not None
     ]
     return " ".join(parts)
+
+
+def _written(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else repr(value)

@@ -71,18 +71,27 @@ def short(number: float) -> str:
     return f"{number / 1000:,.1f}G"
 
 
-def moment(timestamp: str) -> str:
-    """Return a structlog timestamp (ISO 8601, or seconds since 1970): ``2026-11-24 10:00:05Z``."""
+def moment(timestamp: str, *, exact: bool = False) -> str:
+    """Return a structlog timestamp (ISO 8601, or seconds since 1970): ``2026-11-24 10:00:05Z``.
+
+    Args:
+        timestamp: the timestamp.
+        exact: whether to add milliseconds, as far as it has them: ``2026-11-24 10:00:05.123Z``.
+    """
     found = re.fullmatch(
-        r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,]\d+)?(Z|[+-]\d\d:?\d\d)?", timestamp, re.ASCII
+        r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,](\d+))?(Z|[+-]\d\d:?\d\d)?",
+        timestamp,
+        re.ASCII,
     )
     if found:
-        return f"{found[1]} {found[2]}{found[3] or ''}"
+        parts = f".{found[3][:3]}" if exact and found[3] else ""
+        return f"{found[1]} {found[2]}{parts}{found[4] or ''}"
     try:
         at = datetime.datetime.fromtimestamp(float(timestamp), datetime.UTC)
     except (ValueError, OverflowError, OSError):
         return timestamp
-    return f"{at:%Y-%m-%d %H:%M:%S}Z"
+    parts = f".{at.microsecond // 1000:03}" if exact else ""
+    return f"{at:%Y-%m-%d %H:%M:%S}{parts}Z"
 
 
 def soon(within: float | None, within_idle: float | None = None) -> str:

@@ -21,11 +21,21 @@ class Histogram:
     count: int = 0
     total: float = 0.0
     largest: float = 0.0
+    largest_of: int | None = None
+    """Number of the request whose value is the largest, if it is known."""
     _zeros: int = 0
     _buckets: dict[int, int] = Factory(dict)  # {n: values from 10**(n/BUCKETS) to the next}
 
-    def take(self, values: pl.Series) -> None:
-        """Add `values`, except null ones."""
+    def take(self, values: pl.Series, whose: pl.Series | None = None) -> None:
+        """Add `values`, except null ones.
+
+        Args:
+            values: The values.
+            whose: The number of the request of each; None: they are not known.
+        """
+        at = None if whose is None else values.arg_max()
+        if whose is not None and at is not None and not (self.count and values[at] <= self.largest):
+            self.largest_of = whose[at]
         values = values.drop_nulls()
         above = values.filter(values >= LEAST)
         self.count += len(values)
@@ -62,8 +72,13 @@ class Histogram:
         bars = [(10 ** ((bar + 1) / BARS), found.get(bar, 0)) for bar in between]
         return [(0.0, self._zeros), *bars]
 
-    def as_dict(self) -> dict[str, float]:
-        """Return count, sum, quantiles and maximum, for JSON."""
+    def as_dict(self, *, numbered: bool = False) -> dict[str, float | None]:
+        """Return count, sum, quantiles and maximum, for JSON.
+
+        Args:
+            numbered: whether to add the number of the request with the largest value.
+        """
+        whose = {"max_request": self.largest_of} if numbered else {}
         return {
             "count": self.count,
             "total": self.total,
@@ -71,4 +86,5 @@ class Histogram:
             "p95": self.quantile(0.95),
             "p99": self.quantile(0.99),
             "max": self.largest,
+            **whose,
         }

@@ -72,7 +72,7 @@ class LeaseBook:
         over = {*acquired["request"], *abandoned["request"]}
         self._take_blocks(requested, blocked, over)
         acquired = self._without_warm(requested, acquired, over)
-        self.waits.take(acquired["wait_seconds"])
+        self.waits.take(acquired["wait_seconds"], acquired["request"])
         hits = pl.col("hit").sum()
         for leases, row in self._rows(
             acquired, hits, pl.len() - hits, pl.col("wait_seconds").sum()
@@ -80,7 +80,7 @@ class LeaseBook:
             leases.hits += int(row[0])
             leases.misses += int(row[1])
             leases.wait_seconds += row[2]
-        self.holds.take(recycled["held_seconds"])
+        self.holds.take(recycled["held_seconds"], recycled["request"])
         self.calls += int(recycled["calls"].sum() or 0)
         for leases, row in self._rows(recycled, pl.col("held_seconds").sum()):
             leases.held_seconds += row[0]

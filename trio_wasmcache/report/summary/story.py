@@ -21,7 +21,7 @@ from typing import Final, TypeAlias
 from attrs import Factory, define, field
 
 from ..reading.lines import MARK, Piece, Sought, find_lines
-from .trail import ALIKE, MAX_SEARCHED, MAX_TEXTS, Fields, Trail
+from .trail import ALIKE, MAX_SEARCHED, MAX_TEXTS, Entry, Fields, Trail
 from .waiting import INSTANCE, MAX_OPEN, ROOM, TOKEN
 
 Parse: TypeAlias = Callable[[Iterable[bytes]], list[Fields]]
@@ -43,8 +43,6 @@ _ENDS: Final = (
 )
 # Bytes of earlier pieces in which ends of leases are searched.
 _KEPT: Final = 16 * 1024 * 1024
-
-_Entry: TypeAlias = tuple[str, str, str, str]  # cache, function, argument types, group
 
 
 @define(eq=False)
@@ -74,7 +72,7 @@ class Causes:
     _at: int = 0  # where the line is in the present piece that is looked at
     _token_waits: OrderedDict[tuple[str, int], Fields] = Factory(OrderedDict)
     # {(cache, task): its wait for a token}
-    _instances: dict[_Entry, _Instances] = Factory(dict)
+    _instances: dict[Entry, _Instances] = Factory(dict)
     _waits: dict[tuple[str, int], Fields] = Factory(dict)
     # {(cache, request): its wait under way, for an instance or for room}
     _explained: int = 0
@@ -241,7 +239,7 @@ class Causes:
         return what
 
 
-def _entry(event: Fields) -> _Entry:
+def _entry(event: Fields) -> Entry:
     return event["cache"], event["function"], event["arg_types"], event["group"]
 
 

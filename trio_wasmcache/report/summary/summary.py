@@ -120,7 +120,7 @@ class Sums:
         self.lost += int(parts["wasmcache.lost"]["count"].sum())
         self.context_lost += int(frame[CONTEXT_LOST].sum())
         if len(loaded):
-            self.loads.take(loaded["load_seconds"])
+            self.loads.take(loaded["load_seconds"], loaded["request"])
             self.module_loads += int(loaded["module_loaded"].sum())
             unasked = pl.any_horizontal(pl.col("warmed", "promoted").fill_null(value=False)).not_()
             self.seat_hits += len(loaded.filter(pl.col("seat") & unasked))

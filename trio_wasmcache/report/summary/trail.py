@@ -15,6 +15,8 @@ from attrs import Factory, define
 from ..reading.lines import Sought
 
 Fields: TypeAlias = dict[str, Any]
+Entry: TypeAlias = tuple[str, str, str, str]
+"""Whose instances they are: cache, function, argument types, group."""
 # Requests and instances that are followed, and events that are kept.
 MAX_FOLLOWED, MAX_EVENTS = 100_000, 10_000
 # Requests and functions for which lines are searched before they are parsed; if there are more, all
@@ -43,24 +45,28 @@ def _sought(pattern: str, text: str) -> Sought:
 
 @define(eq=False)
 class Trail:
-    """The events of the requests or instances that have a value of a field.
+    """The events of the requests or instances that have some values of some fields in one event.
 
-    An event with the value is followed by its request; if it has none, or the field is `instance`,
+    An event with the values is followed by its request; if it has none, or a field is `instance`,
     by its instance. An event without either stands for itself.
     """
 
-    field: str
-    value: str
-    """The value as text, as it is in JSON if it is no string."""
+    conditions: tuple[tuple[str, str], ...]
+    """(field, its value as text, as it is in JSON if it is no string), each of which an event must
+    have; none: requests and events are chosen by their numbers."""
     events: list[Fields] = Factory(list)
     left_out: int = 0
     """Number of events beyond `MAX_EVENTS`."""
+    direct: list[Fields] = Factory(list)
+    """Events that have the values, and that are of no request: evictions, for most."""
+    directly: int = 0
+    """Number of these, of which at most `MAX_EVENTS` are kept."""
     unfollowed: int = 0
     """Number of events whose request or instance is beyond `MAX_FOLLOWED`."""
     requests: set[tuple[str, int]] = Factory(set)
     """Requests that are followed: {(cache, number)}."""
-    entries: set[tuple[str, str, str, str]] = Factory(set)
-    """Their functions: {(cache, function, argument types, group)}."""
+    entries: set[Entry] = Factory(set)
+    """Their functions."""
     groups: set[tuple[str, str]] = Factory(set)
     """Groups in which an event waits for a token, before there is a request: {(cache, group)}."""
     _tokens_at_once: set[tuple[str, int]] = Factory(set)
@@ -68,6 +74,7 @@ class Trail:
     # Those of the requests that have not waited for a token, and that had nothing to load
     _instances: set[tuple[str, int]] = Factory(set)
     _alone: bool = False  # whether some events that have the value are not followed
+    _chosen: set[tuple[str, int]] = Factory(set)  # {(cache, seq)}: events chosen by their numbers
 
     @property
     def followed(self) -> tuple[int, int]:
@@ -85,11 +92,29 @@ class Trail:
         return not self.requests <= self._hits
 
     def has(self, event: Fields) -> bool:
-        """Return whether an event has the value."""
-        if self.field not in event:
-            return False
-        found = event[self.field]
-        return (found if isinstance(found, str) else json.dumps(found)) == self.value
+        """Return whether an event has the values, or is one of those that are chosen."""
+        if not self.conditions:
+            return (event["cache"], event["seq"]) in self._chosen
+        return all(
+            name in event
+            and (found if isinstance(found := event[name], str) else json.dumps(found)) == value
+            for name, value in self.conditions
+        )
+
+    @property
+    def of_instances(self) -> bool:
+        """Whether instances are asked for, and not the requests that used them."""
+        return any(name == "instance" for name, _ in self.conditions)
+
+    def follow(self, entry: Entry, request: int) -> None:
+        """Follow a request of a function."""
+        self.requests.add((entry[0], request))
+        self.entries.add(entry)
+
+    def choose(self, entry: Entry, seqs: list[int]) -> None:
+        """Keep some events about a function, by their numbers: of a wait for a token."""
+        self._chosen.update((entry[0], seq) for seq in seqs)
+        self.groups.add((entry[0], entry[3]))
 
     def look(self, event: Fields) -> None:
         """Follow the request or the instance of an event, if it has the value."""
@@ -97,8 +122,12 @@ class Trail:
             return
         request, instance = event.get("request"), event.get("instance")
         follow, number = self.requests, request
-        if instance is not None and (request is None or self.field == "instance"):
+        if instance is not None and (request is None or self.of_instances):
             follow, number = self._instances, instance
+        if follow is not self.requests or number is None:
+            self.directly += 1
+            if len(self.direct) < MAX_EVENTS:
+                self.direct.append(event)
         if number is None:
             self._alone = True
             if event["event"] == "wasmcache.blocked" and len(self.groups) < MAX_SEARCHED:
@@ -128,12 +157,21 @@ class Trail:
         """
         if self._instances or len(self.requests) > MAX_SEARCHED:
             return None
-        if not (_FIELD.fullmatch(self.field) and _PLAIN.fullmatch(self.value)):
-            return None  # how others are written is up to the renderer
         sought = []
-        if self._alone or not self.requests:
-            pattern = rf'{self.field}"\s*:\s*"?{re.escape(self.value)}'
-            sought.append(_sought(pattern, self.value))
+        if self.conditions and (self._alone or not self.requests):
+            plain = [
+                (name, value)
+                for name, value in self.conditions
+                if _FIELD.fullmatch(name) and _PLAIN.fullmatch(value)
+            ]
+            if not plain:
+                return None  # how others are written is up to the renderer
+            # The longest value is the rarest one.
+            name, value = max(plain, key=lambda condition: len(condition[1]))
+            sought.append(_sought(rf'{name}"\s*:\s*"?{re.escape(value)}', value))
+        elif self._chosen:
+            numbers = sorted({str(number) for _, number in self._chosen})
+            sought.append(_sought(rf'seq"\s*:\s*(?:{"|".join(numbers)})\b', ""))
         numbers = sorted({str(number) for _, number in self.requests})
         if len(numbers) <= MAX_TEXTS and all(len(number) >= LEAST_TEXT for number in numbers):
             sought += [_sought(rf'request"\s*:\s*{number}\b', number) for number in numbers]
@@ -166,13 +204,18 @@ class Trail:
 
     def sort(self) -> None:
         """Put the events in order of time, as far as one clock shows it: each cache has its own."""
-        stamps = {type(event.get("timestamp")) for event in self.events}
-        timed = stamps <= {str} or stamps <= {int, float}
-        order = {event["cache"]: number for number, event in enumerate(reversed(self.events))}
-        self.events.sort(
-            key=lambda event: (
-                event["timestamp"] if timed else -order[event["cache"]],
-                -order[event["cache"]],
-                event["seq"],
-            )
+        _sort(self.events)
+        _sort(self.direct)
+
+
+def _sort(events: list[Fields]) -> None:
+    stamps = {type(event.get("timestamp")) for event in events}
+    timed = stamps <= {str} or stamps <= {int, float}
+    order = {event["cache"]: number for number, event in enumerate(reversed(events))}
+    events.sort(
+        key=lambda event: (
+            event["timestamp"] if timed else -order[event["cache"]],
+            -order[event["cache"]],
+            event["seq"],
         )
+    )
