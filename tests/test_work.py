@@ -108,11 +108,14 @@ async def work_of(action: Callable[[], Awaitable[Any]], counter: Counter[str]) -
     await action()
     calls = dict(sorted(counter.items()))
     trio.lowlevel.remove_instrument(checkpoints)
-    frames: list[str] = []
-    with uncollected():
-        sys.setprofile(python_calls(frames))
-        await action()
-        sys.setprofile(None)
+    called = []
+    for _ in range(3):  # as a hit counts once in a while what some before it have put off
+        frames: list[str] = []
+        with uncollected():
+            sys.setprofile(python_calls(frames))
+            await action()
+            sys.setprofile(None)
+        called.append(len(frames))
     peaks = []
     tracemalloc.start()
     gc.collect()
@@ -125,7 +128,7 @@ async def work_of(action: Callable[[], Awaitable[Any]], counter: Counter[str]) -
     return {
         "native": calls,
         "checkpoints": checkpoints.count,
-        "python": {VERSION: len(frames)},
+        "python": {VERSION: min(called)},
         "bytes": {VERSION: min(peaks)},
     }
 

@@ -4,8 +4,8 @@ The three refer to each other, so they share this file. Two rules:
 
 1. Every change of a lease's state is a step of the table below, or raises `IllegalStepError`.
 2. The fast paths (a hit, and a call that ends in its first slice) write their steps inline. They
-   check one thing: whether there is a callable in `_ready`. There is one only while a call may
-   begin.
+   check one thing: whether there is a bound function in `_ready`. There is one only while a call
+   may begin.
 """
 
 from __future__ import annotations
@@ -189,8 +189,8 @@ class Lease(Generic[R_co]):
     """Request that was granted, or that is in line the short way; None while there is none."""
     _bound: BoundFunction | None = None
     """Bound function of the instance that is, or last was, held."""
-    _ready: Callable[[Sequence[object], int], Value] | None = None
-    """Function that begins a call; None while none may begin."""
+    _ready: BoundFunction | None = None
+    """The same, while a call may begin; None while none may."""
     _acquisition: Acquisition | Preparing | Upgrade | None = None
     """Acquisition under way, while ACQUIRING."""
     _under_way: Call | None = None
@@ -297,8 +297,7 @@ class Lease(Generic[R_co]):
                 owners[task] = 1
                 self._task = task
                 self._request = request
-                self._bound = bound = request.instance.bound  # type: ignore[union-attr,assignment]
-                self._ready = bound.begin  # type: ignore[union-attr]
+                self._bound = self._ready = request.instance.bound  # type: ignore[union-attr,assignment]
                 self._state = HELD
                 return self
             if self._reach is None and not pool.exits.pending:
@@ -320,8 +319,7 @@ class Lease(Generic[R_co]):
                 instance = request.instance
                 if instance is not None and instance.ready:
                     self._task = task
-                    self._bound = bound = instance.bound  # type: ignore[assignment]
-                    self._ready = bound.begin  # type: ignore[union-attr]
+                    self._bound = self._ready = instance.bound  # type: ignore[assignment]
                     self._state = HELD
                     return self
                 return await self._acquire(task, request)
@@ -370,7 +368,7 @@ class Lease(Generic[R_co]):
             self._acquisition = None
         # Without a call, as a signal handler could raise in one, and nobody would end the lease.
         self._task = task
-        self._ready = self._bound.begin
+        self._ready = self._bound
         self._entered_from = entered_from
         self._state = HELD
         return self
@@ -412,17 +410,16 @@ class Lease(Generic[R_co]):
             if get_ident() != pool.thread:
                 raise pool.owner.refusal("acquire", waits=True)
             self._task = None
-            # Neither is None while a call may begin; checking would cost what the fast path saves.
+            # Not None while a call may begin; checking would cost what the fast path saves.
             request: Any = self._request
-            bound: Any = self._bound
+            bound = self._ready
             capacity = self._group.capacity
             owners = capacity.owners
             # The fast path: the instance becomes idle, and nobody is waiting.
-            measure = None if self._ready is None else bound.measure
-            if measure is None:
+            if bound is None:
                 self._leave(task)
                 return GIVEN_BACK
-            size = measure(bound.native)
+            size = bound.measure(bound.native)
             if pool.waiting and request.entry.waiting:
                 if self._entered_from is None or self._entered_from is not _getframe(1):
                     check_headroom()  # see `_leave`
@@ -576,12 +573,12 @@ class Lease(Generic[R_co]):
         # The fast path: short on purpose, also in local variables, as each task in a call has its
         # own. A call that does not end in its first slice, or whose values cross through memory,
         # needs a `Call`.
-        begin, bound, share = self._ready, self._bound, self._group.share
-        if begin is None or bound is None:
+        bound, share = self._ready, self._group.share
+        if bound is None:
             raise self._unusable()
         if share.burst >= BURST_FUEL:
             await self._pool.runner.pass_turn(share)
-            if begin is not self._ready:
+            if bound is not self._ready:
                 raise self._unusable()
         else:
             await checkpoint_if_cancelled()
@@ -589,7 +586,7 @@ class Lease(Generic[R_co]):
             if bound.lower is not None and bound.lower(values):
                 return await self._call_direct(bound, values)  # type: ignore[no-any-return]
             return await self._call_in_steps(bound, bound.steps, values)  # type: ignore[no-any-return]
-        fuel = bound.total_fuel
+        begin, fuel = bound.begin, bound.total_fuel
         self._ready = None
         try:
             if bound.lower is None:
@@ -606,7 +603,7 @@ class Lease(Generic[R_co]):
                     raise self._unusable()
                 result = begin(lowered, fuel)
         except NoMemoryError:  # for its stack: the guest has not run
-            self._ready = begin
+            self._ready = bound
             return await self._call_converted(bound, values)  # type: ignore[no-any-return]
         except GuestError as error:
             self._failed(bound, error, values)
@@ -615,7 +612,7 @@ class Lease(Generic[R_co]):
         except (TypeError, ValueError, OverflowError):
             if self._request is None:
                 raise self._unusable() from None
-            self._ready = begin
+            self._ready = bound
             return await self._call_converted(bound, values)  # type: ignore[no-any-return]
         except BaseException as error:
             self._failed(bound, error, values)
@@ -640,13 +637,13 @@ class Lease(Generic[R_co]):
                 await self._pool.lines.locate(error, bound.definition.module)
                 raise
         else:
-            self._ready = begin
+            self._ready = bound
             self._calls += 1
             self._fuel = burnt = fuel - bound.left.value
             self._burnt += burnt
             share.virtual_time += burnt / share.shares
             share.burst += burnt + CALL_FUEL
-            uses = bound.entry.uses
+            uses = bound.entry.counted
             uses.fuel += burnt  # `UseStats.add`, written out
             try:
                 uses.few[burnt.bit_length()] += 1
@@ -775,7 +772,7 @@ class Lease(Generic[R_co]):
             self._fuel = burnt = fuel - bound.native.fuel_left()
             self._burnt += burnt
             self._group.share.charge(burnt)
-            bound.entry.uses.add(FUELS, burnt)
+            bound.entry.counted.add(FUELS, burnt)
             return small.results(rows, arrow)
         return await self._go_on(bound, small, columns, rows, arrow, fuel, begun)
 
@@ -865,7 +862,7 @@ class Lease(Generic[R_co]):
         self._calls += len(burnt)
         for fuel in burnt:
             self._group.share.charge(fuel)
-            bound.entry.uses.add(FUELS, fuel)
+            bound.entry.counted.add(FUELS, fuel)
 
     def _take_back(self, burnt: list[int], dirty: bool) -> None:
         """End what `lend` has begun; with `dirty`, the instance can't be used any more."""
@@ -873,7 +870,7 @@ class Lease(Generic[R_co]):
         self._lent = None
         bound = self._bound
         if not dirty and bound is not None and self._request is not None:
-            self._ready = bound.begin
+            self._ready = bound
 
     async def _go_on_with_begun(self, begun: Begun) -> Value:
         bound = self._bound
@@ -978,7 +975,7 @@ class Lease(Generic[R_co]):
         try:
             result = begin((), fuel)
         except NoMemoryError:  # for its stack: the guest has not run
-            self._ready = begin
+            self._ready = bound
             return await self._run_steps(bound, steps, values)
         except GuestError as error:
             self._failed(bound, error, values)
@@ -993,12 +990,12 @@ class Lease(Generic[R_co]):
             lifted = lift(result)
             if lifted is not BY_STEPS and burnt + lifted[1] <= fuel:
                 value, spent = lifted
-                self._ready = begin
+                self._ready = bound
                 self._calls += 1
                 self._fuel = burnt = burnt + spent
                 self._burnt += burnt
                 self._group.share.charge(burnt)
-                bound.entry.uses.add(FUELS, burnt)
+                bound.entry.counted.add(FUELS, burnt)
                 return value
         call = self._begin_call(bound)
         try:
@@ -1083,7 +1080,7 @@ class Lease(Generic[R_co]):
                 self._step(EXITED)
             else:
                 self._step(HELD)
-                self._ready = call.bound.begin
+                self._ready = call.bound
 
     def _end_replacing(self, call: Call) -> None:
         """Note the instance that the lease has after a batch in which rows may have failed."""
@@ -1109,7 +1106,7 @@ class Lease(Generic[R_co]):
         self._fuel = fuel = bound.total_fuel - bound.native.fuel_left()
         self._burnt += fuel
         self._group.share.charge(fuel)
-        bound.entry.uses.add(FUELS, fuel)
+        bound.entry.counted.add(FUELS, fuel)
         self._step(BROKEN)
         self._fail(bound, error, values, fuel)
         return error

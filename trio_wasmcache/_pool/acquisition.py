@@ -380,7 +380,7 @@ class Acquisition:
             bound = bind_metered(pool, self._group.share, definition, instance.entry, native)
             instance.hold(bound, ready=definition.serves_again)
             now, seat = pool.now(), instance.seat
-            instance.entry.uses.add(LOADS, microseconds(now - began))
+            instance.entry.counted.add(LOADS, microseconds(now - began))
             step = pool.policy.loaded(request, now, native.measure(), now - began)
         except BaseException:
             native.close()  # the books don't have it: see `withdraw`

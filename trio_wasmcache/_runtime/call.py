@@ -187,7 +187,7 @@ class Call(Activity):
         self._replacement = replacement
         self._runtime = runtime
         self._began = trio.current_time()
-        bound.entry.uses.note_continued()
+        bound.entry.counted.note_continued()
 
     def close(self) -> None:
         """Note the fuel and time of the call, which has ended.

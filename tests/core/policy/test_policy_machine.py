@@ -683,7 +683,7 @@ class PolicyMachine(RuleBasedStateMachine):
         old.instances.fold()
         new.instances.book = old.instances.book
         for before, after in zip(old.instances.entries, new.instances.entries, strict=True):
-            after.uses = before.uses
+            after.counted = before.uses
             assert after.function.key == before.function.key
         for ours, it in self.functions.items():
             # One that is not in the snapshot is not used again.

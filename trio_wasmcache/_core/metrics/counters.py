@@ -95,7 +95,6 @@ class UseStats:
         "fuel",
         "held",
         "hold",
-        "hold_of_hits",
         "load",
         "misses",
         "run",
@@ -139,10 +138,7 @@ class UseStats:
         self.fuel: int = fuel
         """Units of fuel of all calls that are over, as all sums here."""
         self.hold: int = hold
-        """Time from grant to recycle (microseconds), without `hold_of_hits`."""
-        self.hold_of_hits: float = 0.0
-        """The same, as hits have added it: a whole number, but a float as `Instance.rested` is.
-        It is exact for 285 years of holds."""
+        """Time from grant to recycle (microseconds)."""
         self.wait: int = wait
         """Time from request to grant (microseconds), of leases that were not granted at once."""
         self.load: int = load
@@ -161,20 +157,21 @@ class UseStats:
         else:
             self.count_in(kind + bits)
 
-    def count_few(self, at: int) -> None:
-        """Count one more value at a place of `PLACES`, or a hold beyond these.
+    def count_few(self, at: int, count: int = 1) -> None:
+        """Count `count` more values at a place of `PLACES`, or holds beyond these.
 
-        Mostly ``few[at] += 1`` does, unless that raises `IndexError` or `ValueError`.
+        Mostly ``few[at] += count`` does, unless that raises `IndexError` or `ValueError`.
         """
         if at >= FEW:
-            self.count_in(HOLDS + at - FEW_HOLDS)
+            self.count_in(HOLDS + at - FEW_HOLDS, count)
             return
         if self.few is NO_FEW:
             self.few = bytearray(FEW)
-        if self.few[at] == MOST:
-            self.count_in(PLACES[at], MOST)
-            self.few[at] = 0
-        self.few[at] += 1
+        count += self.few[at]
+        if count > MOST:
+            self.count_in(PLACES[at], count)
+            count = 0
+        self.few[at] = count
 
     def count_in(self, place: int, count: int = 1) -> None:
         """Count `count` more values at `place`; the caller adds them to the sum."""
@@ -199,13 +196,7 @@ class UseStats:
         for place, n in self._counted():
             if kind <= place < kind + SPAN:
                 buckets[place - kind] = buckets.get(place - kind, 0) + n
-        total = self.all_hold if kind == HOLDS else getattr(self, SUMS[kind])
-        return Distribution(total, buckets)
-
-    @property
-    def all_hold(self) -> int:
-        """Time from grant to recycle (microseconds), of all leases that have ended."""
-        return self.hold + int(self.hold_of_hits)
+        return Distribution(getattr(self, SUMS[kind]), buckets)
 
     @property
     def granted(self) -> int:
@@ -247,7 +238,7 @@ class UseStats:
         self.continued += other.continued
         self.seat_hits += other.seat_hits
         self.fuel += other.fuel
-        self.hold += other.all_hold
+        self.hold += other.hold
         self.wait += other.wait
         self.load += other.load
         self.run += other.run
@@ -262,7 +253,6 @@ class UseStats:
         self.misses = self.blocks = self.continued = self.seat_hits = 0
         self.carried = held
         self.fuel = self.hold = self.wait = self.load = self.run = self.compile = 0
-        self.hold_of_hits = 0.0
         self.errors, self.counts, self.few = NO_ERRORS, NO_COUNTS, NO_FEW
 
     def copy(self) -> UseStats:
@@ -278,7 +268,7 @@ class UseStats:
         garbage collector busy for longer than it takes to make them.
         """
         frozen = [self.misses, self.blocks, held, self.carried, self.continued, self.seat_hits]
-        frozen += (self.fuel, self.all_hold, self.wait, self.load, self.run, self.compile)
+        frozen += (self.fuel, self.hold, self.wait, self.load, self.run, self.compile)
         frozen += self.counts
         frozen += compress(PLACES, self.few)
         frozen += self.counts.values()

@@ -424,7 +424,7 @@ class Instances:
         instance.state = step(instance.state, action)
         changed = size != instance.size or instance.seat or instance in self._altered
         self._altered.discard(instance)
-        instance.size = instance.resting_size = size
+        instance.size = instance.resting_size = entry.function.shared(size)
         if instance.module is not entry.function.module:
             instance.report_rest()  # it may be `surplus`, or a `misfit`, by then
         instance.last_used = entry.last_used = now

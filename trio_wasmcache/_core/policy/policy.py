@@ -47,7 +47,16 @@ from ..config import ADAPTIVE, CacheConfig, SystemLimits
 from ..errors import CodeMemoryError, DeadlockError, UnknownFunctionError
 from ..events import Reason
 from ..keys import FunctionKey
-from ..metrics.counters import COMPILES, FEW_HOLDS, FUELS, HOLDS, RUNS, WAITS, microseconds
+from ..metrics.counters import (
+    COMPILES,
+    FEW_HOLDS,
+    FUELS,
+    HOLDS,
+    MOST,
+    RUNS,
+    WAITS,
+    microseconds,
+)
 from ..stack_room import check_headroom
 from .deadlock import ROOM, Resource, Waits
 from .instances import Instances, Step
@@ -83,6 +92,8 @@ _ENDINGS: dict[str, Callable[[str], Exception]] = {
     error.__name__: error
     for error in (CodeMemoryError, DeadlockError, UnknownFunctionError, RequestClosed)
 }
+# Holds of hits that are shorter (microseconds) are put off: see `Entry.alike_bits`.
+SHORT = 64
 # Entry of a spare request: its last one may be of a removed function, which must not be kept.
 _NO_ENTRY = Entry(FunctionRecord(FunctionKey("", ()), 0, Module("", 0)), GroupRecord(""))
 
@@ -310,13 +321,28 @@ class Policy:
             # A lease of the present epoch may not find its place any more.
             request.epoch = self._epoch = self._epoch + 1
         held = trunc((now - request.since) * 1e6)  # a third of what `int` takes
-        place = FEW_HOLDS + held.bit_length()  # `UseStats.add`, written out
-        uses = entry.uses
-        uses.hold_of_hits += held
-        try:
-            uses.few[place] += 1
-        except (IndexError, ValueError):
-            uses.count_few(place)
+        bits = held.bit_length()
+        if held >= SHORT or not request.hit:
+            uses = entry.counted  # `UseStats.add`, written out
+            uses.hold += held
+            try:
+                uses.few[FEW_HOLDS + bits] += 1
+            except (IndexError, ValueError):
+                uses.count_few(FEW_HOLDS + bits)
+        else:
+            time, more = entry.alike_time + held, bits - entry.alike_bits
+            if time > MOST or more < 0 or more > 1:
+                if entry.alike_short or entry.alike_long:
+                    entry.count_alike()
+                    time = held
+                # Those that are mixed with the ones before are next to them.
+                entry.alike_bits = bits - (more > 0)
+                more = more > 0
+            if more:
+                entry.alike_long += 1
+            else:
+                entry.alike_short += 1
+            entry.alike_time = time
         # As above, no calls from here on.
         instance.last_used = entry.last_used = now
         instances.rests = instance.rested = instances.rests + 1.0
@@ -424,7 +450,7 @@ class Policy:
         )
         waiting[owner] = entry
         self.blocks += 1
-        entry.uses.blocks += 1
+        entry.counted.blocks += 1
         line[request] = None
         return request
 
@@ -471,9 +497,9 @@ class Policy:
         if following.warm:
             return None
         # `UseStats.add`, written out.
-        uses = entry.uses
+        uses = entry.counted
         held, waited = trunc((now - request.since) * 1e6), trunc((now - following.since) * 1e6)
-        uses.hold_of_hits += held
+        uses.hold += held
         uses.wait += waited
         try:
             uses.few[FEW_HOLDS + held.bit_length()] += 1
@@ -598,7 +624,7 @@ class Policy:
             self._settle()
         self._epoch += 1
         instance = _instance(request, Stage.LOADING)
-        instance.size = size
+        instance.size = size = instance.entry.function.shared(size)
         seat, instance.seat = instance.seat, False
         instances = self._instances
         instance.note_load(seconds)
@@ -729,7 +755,7 @@ class Policy:
                 instances.note_growth(instance, grown, result)
         if not request.warm:
             instance.uses += 1
-            entry.uses.add(HOLDS, int((now - request.since) * 1e6))
+            entry.counted.add(HOLDS, microseconds(now - request.since))
         limit = None
         if (unwanted := self._unwanted(entry)) is not None:
             drop = drop or unwanted
@@ -1184,12 +1210,12 @@ class Policy:
         """Count an acquire that waits for a token of its group and so has no request yet."""
         self.blocks += 1
         entry = self._instances.entry(function, group)
-        entry.uses.blocks += 1
+        entry.counted.blocks += 1
         self._instances.noted(entry)
 
     def note_error(self, entry: Entry, error: str) -> None:
         """Count an acquire or a call that ended with an error of that type."""
-        entry.uses.note_error(error)
+        entry.counted.note_error(error)
         self._instances.noted(entry)
 
     def note_size(self, request: Request, size: int) -> None:
@@ -1204,8 +1230,8 @@ class Policy:
 
     def note_long_call(self, entry: Entry, fuel: int, seconds: float) -> None:
         """Count a call that took more than one slice; its lease may have ended already."""
-        entry.uses.add(RUNS, microseconds(seconds))
-        entry.uses.add(FUELS, fuel)
+        entry.counted.add(RUNS, microseconds(seconds))
+        entry.counted.add(FUELS, fuel)
         self._instances.noted(entry)
 
     def note_compiled(self, function: FunctionRecord, seconds: float) -> None:
@@ -1264,14 +1290,14 @@ class Policy:
         if request.hit:
             self.hits += 1
             self.seat_hits += 1
-            request.entry.uses.seat_hits += 1
+            request.entry.counted.seat_hits += 1
         else:
             self.misses += 1
-            request.entry.uses.misses += 1
+            request.entry.counted.misses += 1
         self._note_wait(request, now)
 
     def _note_wait(self, request: Request, now: float) -> None:
-        request.entry.uses.add(WAITS, microseconds(now - request.since))
+        request.entry.counted.add(WAITS, microseconds(now - request.since))
 
     # -- serving waiters when something becomes free
 
@@ -1448,7 +1474,7 @@ class Policy:
         if not request.blocked:
             request.blocked = True
             self.blocks += 1
-            request.entry.uses.blocks += 1
+            request.entry.counted.blocks += 1
 
     def _end(self, request: Request, error: Exception, result: Step) -> None:
         self._waits.end(request.owner)

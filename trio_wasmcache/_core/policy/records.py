@@ -15,7 +15,7 @@ from typing import Any, Protocol, final
 
 from ..events import Reason
 from ..keys import FunctionKey
-from ..metrics.counters import UseStats
+from ..metrics.counters import FEW_HOLDS, UseStats
 from .lifecycle import IDLE, IllegalStepError, State
 from .resets import Resets
 
@@ -172,6 +172,7 @@ class FunctionRecord:
         "names",
         "resets",
         "retired",
+        "size",
         "successor",
         "variant",
         "warned_oversized",
@@ -207,6 +208,8 @@ class FunctionRecord:
         """Seconds that making an instance has taken while the code was loaded, a mean of the last
         few; None: not known yet."""
         self.retired: bool = retired
+        self.size: int = 0
+        """Size (bytes) of the instance that was loaded last; see `shared`."""
         self.successor: FunctionRecord | None = None
         self.lone_entry: Entry | None = None
         """Its only entry, unless there are `many_entries`; as mostly, and without a dictionary of
@@ -260,6 +263,15 @@ class FunctionRecord:
             self.lone_entry = None
         else:
             del self.many_entries[entry.group]
+
+    def shared(self, size: int) -> int:
+        """Return a size (bytes) as the object that its instances share, which mostly have the same.
+
+        So a hit finds it in the processor's caches.
+        """
+        if size != self.size:
+            self.size = size
+        return self.size
 
     def define(self, definition: object) -> None:
         """Keep what the pool knows of it."""
@@ -429,9 +441,18 @@ class Entry:
     Most have one instance at most. So the only claim and the only idle instance are fields, which
     the short ways of `Policy` read and write; a dictionary or a list, which would be two more
     objects that a hit has to touch, is made once there are several at a time. It is kept then.
+
+    For the same reason a hit mostly counts nothing in `uses`: `Policy.rest` puts off holds that are
+    alike. The numbers for them stay below 256. Python has each of these once, so they are no
+    objects of the entry's own, that a hit would have to touch.
     """
 
     __slots__ = (
+        "alike_bits",
+        "alike_long",
+        "alike_short",
+        "alike_time",
+        "counted",
         "function",
         "group",
         "last_used",
@@ -440,7 +461,6 @@ class Entry:
         "lone_idle",
         "many_claims",
         "many_idle",
-        "uses",
         "waiting",
     )
 
@@ -458,8 +478,16 @@ class Entry:
         """The only claim, unless there is `many_claims`."""
         self.many_claims: dict[Request, None] | None = None
         self.last_used: float | None = None
-        self.uses: UseStats = UseStats()
-        """Uses since it was made, or since all statistics were reset."""
+        self.counted: UseStats = UseStats()
+        """Its `uses` without the holds that are put off: to add to."""
+        self.alike_bits: int = 0
+        """Number of bits of holds (microseconds) that are put off, or one less."""
+        self.alike_short: int = 0
+        """Number of those with as many bits."""
+        self.alike_long: int = 0
+        """Number of those with one more."""
+        self.alike_time: int = 0
+        """Their sum (microseconds)."""
 
     # -- idle instances
 
@@ -521,6 +549,22 @@ class Entry:
             self.many_claims.pop(request, None)
         elif self.lone_claim is request:
             self.lone_claim = None
+
+    # -- uses
+
+    @property
+    def uses(self) -> UseStats:
+        """Uses since it was made, or since all statistics were reset."""
+        if self.alike_short or self.alike_long:
+            self.count_alike()
+        return self.counted
+
+    def count_alike(self) -> None:
+        """Count the holds that are put off."""
+        self.counted.hold += self.alike_time
+        self.counted.count_few(FEW_HOLDS + self.alike_bits, self.alike_short)
+        self.counted.count_few(FEW_HOLDS + self.alike_bits + 1, self.alike_long)
+        self.alike_short = self.alike_long = self.alike_time = 0
 
     # -- the whole
 
