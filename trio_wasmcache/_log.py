@@ -293,7 +293,7 @@ class ThreadedLogWriter:
         threading.Thread(target=self._run, name="trio_wasmcache log", daemon=True).start()
 
     def add(self, event: Event, at: float, origin: Origin | None = None) -> None:
-        full = self._full
+        full = len(self._events) >= BUFFER_EVENTS and self._full
         if self._gap is not None and not full:
             self._note_gap(*self._gap)
         if full:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from trio_wasmcache._core.facts import Fact
+from trio_wasmcache._core.events import Fact
 
 
 class Measured(Fact):

@@ -6,8 +6,7 @@ the books of the cache anew; see `Policy.restore`. Times are seconds on the cach
 
 from __future__ import annotations
 
-from .events import OfConfig
-from .facts import Fact
+from .events import Fact, OfConfig
 
 
 class Item(Fact):

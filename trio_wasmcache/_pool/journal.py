@@ -404,7 +404,6 @@ class Journal:
         self.note(
             Loaded.of_fields(
                 {
-                    **self._instance(request, instance),
                     "module_digest": module.digest,
                     "module_loaded": instance.loads_module,
                     "seat": seat,
@@ -412,6 +411,7 @@ class Journal:
                     "load_seconds": at - began,
                     "size_bytes": instance.size,
                     "code_bytes": module.code_size,
+                    **self._instance(request, instance),
                 }
             ),
             at,

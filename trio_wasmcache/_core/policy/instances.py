@@ -1132,7 +1132,6 @@ class Instances:
                 f"{limit}: it is loaded anew for every lease until the limit is raised"
             )
         fields = {
-            **function.names,
             "group": instance.entry.group.name,
             "instance": instance.number,
             "reason": reason,
@@ -1152,6 +1151,7 @@ class Instances:
             "advice": advice,
             "replaced_by": replacing[0],
             "evictions": replacing[1],
+            **function.names,  # last, as the dictionary would grow four times
         }
         if need is not None:
             fields.update(_whose(need))
