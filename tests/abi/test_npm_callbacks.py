@@ -75,7 +75,7 @@ def text_at(at: int, size: int) -> str:
     return current_lease().memory.read(at, size).decode()
 
 
-def throw(at: int, size: int) -> None:
+def throw(at: int, size: int = 0) -> None:
     raise RuntimeError(text_at(at, size))
 
 

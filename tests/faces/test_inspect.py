@@ -286,10 +286,10 @@ def test_the_memory_of_extisms_host_is_nobodys(tmp_path: Path) -> None:
     [
         (b"", "but nothing: there are no bytes"),
         (b"\x7fELF\2\1\1", "but an ELF file"),
-        (b"\0asm\x0d\0\1\0\7\5\1", "items announced with 1 bytes left, at offset 0x9"),
+        (b"\0asm\x0d\0\1\0\7\5\1", "section 7 has 5 bytes, and 1 of them are there, at offset 0x9"),
         (b"<html>\x1b[31m", "but unknown data that begins with 3c 68"),
         (b"version https://git-lfs.github.com/spec/v1", "but a Git LFS pointer"),
-        (b"\0asm\1\0\0\0\1\5\0", "5 items announced with 1 bytes left"),
+        (b"\0asm\1\0\0\0\1\5\0", "section 1 has 5 bytes, and 1 of them are there"),
         (b"(module \xff)", "is no text"),
         (b"(module (func (export \x22f\x22)", "not WebAssembly text"),
     ],

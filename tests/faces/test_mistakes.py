@@ -27,6 +27,7 @@ import trio
 import trio.lowlevel
 from attrs import frozen
 from engine.support import quiet_cache
+from wasmtime import wat2wasm
 
 from trio_wasmcache import (
     BufferAbi,
@@ -39,6 +40,7 @@ from trio_wasmcache import (
     FuncType,
     HostFunction,
     InstanceCache,
+    InvalidModuleError,
     Invoke,
     Lease,
     LeaseMemory,
@@ -47,6 +49,7 @@ from trio_wasmcache import (
     MemoryLimitError,
     MiB,
     SchedulingGroup,
+    Prepare,
     ScyllaAbi,
     SignatureError,
     StackOverflowError,
@@ -268,7 +271,76 @@ async def a_misspelt_export(cache: InstanceCache) -> object:
     return await cache.register("fob", FIB, args=("i64",), returns="i64")
 
 
+MALLOC = """(module (memory (export "memory") 1)
+    (func (export "malloc") (param i32) (result i32) (i32.const 8))
+    (func (export "free") (param i32))
+    (func (export "text") (param i32 i32) (result i64) (i64.const 0)))"""
+
+
+@mistake(
+    ExportError,
+    "f(str): the module exports no function 'mallocc'; the functions it exports are 'malloc', "
+    "'free', 'text': give alloc='malloc'",
+)
+async def a_misspelt_allocator(cache: InstanceCache) -> object:
+    abi = BufferAbi(alloc="mallocc", free="free")
+    return await register(cache, MALLOC, args=("str",), returns="str", abi=abi, export="text")
+
+
+@mistake(
+    ExportError,
+    "f(str): the module exports no function 'dealloc'; the functions it exports are 'malloc', "
+    "'free', 'text': give one of them as free=",
+)
+async def another_name_of_the_freeing_export(cache: InstanceCache) -> object:
+    abi = BufferAbi(alloc="malloc", free="dealloc")
+    return await register(cache, MALLOC, args=("str",), returns="str", abi=abi, export="text")
+
+
+@mistake(
+    ExportError,
+    "f(i64): call 1 of prepare: the module exports no 'init'; the functions it exports are 'fib': "
+    "give Prepare('fib')",
+)
+async def a_misspelt_export_to_prepare(cache: InstanceCache) -> object:
+    return await register(cache, prepare=(Prepare("init"),))
+
+
 # -- modules
+
+
+@mistake(
+    InvalidModuleError,
+    "f(i64): it ends early, as a file that was not copied whole: section 10 has 4 bytes, and 2 of "
+    "them are there, at offset 0x",
+)
+async def a_file_that_was_not_copied_whole(cache: InstanceCache) -> object:
+    return await register(cache, wat2wasm('(module (func (export "fib")))')[:-2])
+
+
+@mistake(
+    InvalidModuleError,
+    "f(i64): not a WebAssembly module but text that begins with '#include <stdint.h>'",
+)
+async def a_source_file_as_a_module(cache: InstanceCache) -> object:
+    return await register(cache, b"#include <stdint.h>\n#include <stdio.h>\n")
+
+
+@mistake(
+    InvalidModuleError,
+    "f(i64): wasmtime can't compile it: failed to compile: wasm[0]::function[0]: WebAssembly "
+    "translation error: Invalid input WebAssembly code at offset 36: type mismatch: expected i64, "
+    "found i32",
+)
+async def a_module_that_is_not_valid(cache: InstanceCache) -> object:
+    return await register(
+        cache, '(module (func (export "fib") (param i64) (result i64) (i32.const 0)))'
+    )
+
+
+@mistake(TypeError, "register_component(): this is a core module: use register() for its functions")
+async def a_core_module_as_a_component(cache: InstanceCache) -> object:
+    return await cache.register_component(FIB)
 
 
 @mistake(FileNotFoundError, "[Errno 2] No such file or directory: '/nowhere/fib.wasm'")
@@ -305,7 +377,7 @@ async def a_missing_host_function(cache: InstanceCache) -> object:
 
 @mistake(
     LinkError,
-    "now() imports what it is not given: the module imports env.now as [] -> [i64], but its "
+    "now() can't be linked: the module imports env.now as [] -> [i64], but its "
     'HostFunction says [i64] -> [i64] (params were left out, which means ("i64",)): '
     'give params=(), results=("i64",).',
 )
@@ -315,7 +387,7 @@ async def a_host_function_of_the_default_type(cache: InstanceCache) -> object:
 
 @mistake(
     LinkError,
-    "now() imports what it is not given: the module imports env.now as [] -> [i64], but its "
+    "now() can't be linked: the module imports env.now as [] -> [i64], but its "
     'HostFunction says [] -> [i32]: give params=(), results=("i64",).',
 )
 async def a_host_function_of_another_type(cache: InstanceCache) -> object:

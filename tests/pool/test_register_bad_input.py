@@ -92,7 +92,7 @@ NOT_MODULES = {
     "an older version": (b"\0asm\x02\0\0\0", "not a WebAssembly module"),
     "an empty component": (b"\0asm\x0d\0\1\0", "exports no functions"),
     "a component of another version": (b"\0asm\x0c\0\1\0", "a component of version 0xc"),
-    "a damaged component": (b"\0asm\x0d\0\1\0\7\5\1", "announced with 1 bytes left"),
+    "a damaged component": (b"\0asm\x0d\0\1\0\7\5\1", "it ends early"),
     "bytes after the end": (GOOD + b"\xff\xff", "section 255"),
     "an invalid body": (GOOD[:-3] + b"\x1a\x1a\x0b", "wasmtime can't compile it"),
     "a bytearray": (bytearray(b"nothing"), "not a WebAssembly module"),

@@ -17,7 +17,7 @@ from attrs import frozen
 
 from .._core.errors import ExportError
 from .._core.integers import signed
-from .._core.wasm.admission import signature
+from .._core.wasm.admission import exported, signature
 from .base import Exports, Guest, Invoke, Value
 from .guest_memory import check_allocated, grown_memory, memory_of
 
@@ -77,8 +77,8 @@ def find_allocator(what: str, exports: Exports, alloc: str | None, free: str | N
         alloc, free = _detect(exports)
     if alloc is None:
         return Allocator(what, None, 0, None, 0, False)
-    arity = _arity(what, exports, alloc, (1, 2, 4), ("i32",))
-    free_arity = 0 if free is None else _arity(what, exports, free, (1, 2, 3), ())
+    arity = _arity(what, exports, "alloc", alloc, (1, 2, 4), ("i32",))
+    free_arity = 0 if free is None else _arity(what, exports, "free", free, (1, 2, 3), (), alloc)
     guest_owns = alloc in (WBINDGEN[0], CABI)
     return Allocator(what, alloc, arity, free, free_arity, guest_owns)
 
@@ -97,11 +97,18 @@ def _detect(exports: Exports) -> tuple[str | None, str | None]:
 
 
 def _arity(
-    what: str, exports: Exports, name: str, arities: Sequence[int], results: tuple[str, ...]
+    what: str,
+    exports: Exports,
+    parameter: str,
+    name: str,
+    arities: Sequence[int],
+    results: tuple[str, ...],
+    taken: str | None = None,
 ) -> int:
     kind = exports.functions.get(name)
     if kind is None:
-        raise ExportError(f"{what}: the module exports no function {name!r}")
+        said = exported(name, [*exports.functions], parameter + "={}", but=taken)
+        raise ExportError(f"{what}: the module exports no function {name!r:.300}; {said}")
     arity = len(kind.params)
     if arity not in arities or set(kind.params) != {"i32"} or kind.results != results:
         raise ExportError(

@@ -525,7 +525,9 @@ class InstanceCache:
         for name, value in (("interface", interface), ("prefix", prefix)):
             if not isinstance(value, str) and not (value is None and name == "interface"):
                 raise TypeError(f"register_component: {name} must be a str, got {shown(value)}")
-        what = f"component {prefix}*" if interface is None else f"component {interface}"
+        what = f"component {interface or prefix + '*'}"
+        if not interface and not prefix:
+            what = "register_component()"
         source = await self._read(what, what, wasm)
         self._check_open()
         component = source.component

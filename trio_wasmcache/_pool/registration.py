@@ -300,7 +300,7 @@ class Declaration:
         made = []
         for number, one in enumerate(self.prepare, 1):
             what = f"{self.key}: call {number} of prepare"
-            actual = check_export(info, what, one.export)
+            actual = check_export(info, what, one.export, "Prepare({})")
             types = (*one.args, *one.results)
             abi = self.abi or recognise(info, types)
             key = str(FunctionKey(one.export, one.args))

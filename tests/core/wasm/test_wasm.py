@@ -389,7 +389,7 @@ MEMORY = (5, b"\1\0\1")
         (b"\0asm\2\0\0\0", "not a WebAssembly module"),
         (b"(module)", "not a WebAssembly module"),
         (HEADER + b"\1", "1 bytes needed where 0 are left, at offset 0x9"),
-        (HEADER + b"\1\5\0", "5 items announced with 1 bytes left, at offset 0x9"),
+        (HEADER + b"\1\5\0", "section 1 has 5 bytes, and 1 of them are there, at offset 0x9"),
         (module((14, b"")), "section 14 unknown"),
         (module(TYPE, TYPE), "section 1 unknown, repeated or out of order, at offset 0xe"),
         (module(TYPE, CODE, FUNCTION), "section 3 unknown, repeated or out of order"),

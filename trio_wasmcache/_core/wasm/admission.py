@@ -423,9 +423,9 @@ def check_imports(
                 remedy += '; or missing="trap", if they are never called'
         from .families import advice
 
-        raise LinkError(
-            f"{what} imports what it is not given: {'; '.join(shown)}{remedy}.{advice(bad)}"
-        )
+        lacks = any((item.module, item.name) not in given for item in bad)
+        fault = "imports what it is not given" if lacks else "can't be linked"
+        raise LinkError(f"{what} {fault}: {'; '.join(shown)}{remedy}.{advice(bad)}")
     return tuple(wanted)
 
 
@@ -565,8 +565,14 @@ def import_name(module: str, name: str) -> str:
     return f"{printable(module, MAX_SHOWN)}.{printable(name, MAX_SHOWN)}"
 
 
-def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
+def check_export(info: ModuleInfo, what: str, export: str, remedy: str = "export={}") -> FuncType:
     """Return the type of the exported function.
+
+    Args:
+        info: The module.
+        what: The function's name for messages.
+        export: The name of the export.
+        remedy: What to give, with braces in the place of a name.
 
     Raises:
         ExportError: There is no export of that name, it is not a function, or it is one of a Go
@@ -575,15 +581,8 @@ def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
     found = info.export(export)
     if found is None:
         names = [item.name for item in info.exports if item.kind == "func"]
-        listed = ", ".join(repr(printable(name, MAX_SHOWN)) for name in names[:8])
-        listed += ", ..." if len(names) > 8 else ""
         raise ExportError(
-            f"{what}: the module exports no {export!r:.300}; "
-            + (
-                f"the functions it exports are {listed}: give {_likely(export, names)}"
-                if names
-                else "it exports no function"
-            )
+            f"{what}: the module exports no {export!r:.300}; {exported(export, names, remedy)}"
         )
     if found.kind != "func":
         raise ExportError(f"{what}: the export {export!r:.300} is a {found.kind}, not a function")
@@ -595,12 +594,28 @@ def check_export(info: ModuleInfo, what: str, export: str) -> FuncType:
     return info.functions[found.index]
 
 
+def exported(wanted: str, names: Sequence[str], remedy: str, but: str | None = None) -> str:
+    """Return words for a message: the functions that a module exports, and which may be meant.
+
+    Args:
+        wanted: The name of an export that it lacks.
+        names: The names of the functions that it exports.
+        remedy: What to give, with braces in the place of a name.
+        but: Name of an export that is not meant.
+    """
+    if not names:
+        return "it exports no function"
+    listed = ", ".join(repr(printable(name, MAX_SHOWN)) for name in names[:8])
+    listed += ", ..." if len(names) > 8 else ""
+    return f"the functions it exports are {listed}: give {_likely(wanted, [one for one in names if one != but], remedy)}"
+
+
 def _plain(name: str) -> str:
     return name[:MAX_SHOWN].casefold().strip("_")
 
 
-def _likely(wanted: str, names: Sequence[str]) -> str:
-    """Return the parameter `export` for a function that is exported by another name."""
+def _likely(wanted: str, names: Sequence[str], remedy: str) -> str:
+    """Return what to give for a function that is exported by another name."""
     if len(names) == 1:
         likely = names[:1]
     else:
@@ -610,7 +625,9 @@ def _likely(wanted: str, names: Sequence[str]) -> str:
 
         close = difflib.get_close_matches(_plain(wanted), plain, n=1)
         likely = [plain[name] for name in close]
-    return f"export={printable(likely[0], MAX_SHOWN)!r}" if likely else "one of them as export="
+    if not likely:
+        return "one of them as " + remedy.format("")
+    return remedy.format(repr(printable(likely[0], MAX_SHOWN)))
 
 
 def check_signature(

@@ -109,4 +109,5 @@ def _text(head: bytes) -> str | None:
         return "XML, maybe the error message of a server"
     if begin.startswith(("{", "[")):
         return "JSON, maybe the error message of a server"
-    return f"text that begins with {printable(text.strip(), 40)!r}"
+    line = next(iter(text.strip().splitlines()), "")
+    return f"text that begins with {printable(line, 40)!r}"

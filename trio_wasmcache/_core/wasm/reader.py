@@ -233,6 +233,17 @@ class Cursor:
             self.fail(f"{count} items announced with {self.end - self.at} bytes left")
         return count
 
+    def section_size(self, section: int) -> int:
+        """Read the size of a section, which must be there as a whole."""
+        size = self.number(32)
+        if size > self.end - self.at:
+            early = "it ends early, as a file that was not copied whole: "
+            self.fail(
+                f"{early if self.end == len(self.data) else ''}section {section} has {size} bytes, "
+                f"and {self.end - self.at} of them are there"
+            )
+        return size
+
     def index(self, size: int, what: str) -> int:
         index = self.number(32)
         if index >= size:
@@ -367,7 +378,7 @@ class _Reader:
                 if rank <= last:
                     cursor.fail(f"section {section} unknown, repeated or out of order")
                 last = rank
-            length = cursor.count()
+            length = cursor.section_size(section)
             cursor.end = cursor.at + length
             cursor.spend(1)
             if len(self.sections) == SECTION_LIMIT:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping
 from ctypes import byref, c_int, c_uint8, c_void_p
 from typing import TypeAlias
@@ -101,6 +102,12 @@ def take_error(pointer: int) -> str:
     """Return the message of an owned wasmtime_error_t, which is freed; cut, and fit to be shown."""
     lines = _take_message(pointer).splitlines()
     return "\n".join(printable(line, MAX_LINE_LENGTH) for line in lines[:MAX_LINES])
+
+
+def one_line(message: str) -> str:
+    """Return a message of wasmtime's with its causes in one line, the first one last."""
+    lines = (re.sub(r"^\d+: ", "", line.strip()) for line in message.splitlines())
+    return ": ".join(line for line in lines if line not in ("", "Caused by:"))
 
 
 def load_error(what: str, pointer: int) -> LoadError:

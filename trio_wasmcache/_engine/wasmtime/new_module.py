@@ -7,7 +7,7 @@ from ctypes import byref, c_void_p
 from ..._core.errors import InvalidModuleError
 from ..base import NoMemoryError
 from . import native
-from .errors import is_no_memory, take_error
+from .errors import is_no_memory, one_line, take_error
 from .own_stack import on_usual_stack
 
 LEGACY = "legacy_exceptions feature required"
@@ -22,7 +22,7 @@ def new_module(engine: int, wasm: bytes) -> int:
     made = c_void_p()
     problem = on_usual_stack(native.module_new, engine, wasm, len(wasm), byref(made))
     if problem:
-        message = f"wasmtime can't compile it: {take_error(problem)}"
+        message = f"wasmtime can't compile it: {one_line(take_error(problem))}"
         if LEGACY in message:
             message += LEGACY_ADVICE
         raise (NoMemoryError if is_no_memory(message) else InvalidModuleError)(message)

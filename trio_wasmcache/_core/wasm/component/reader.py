@@ -281,7 +281,7 @@ class _Reader:
             cursor.fail("not a component")
         while cursor.at < end:
             section = cursor.byte()
-            length = cursor.count()
+            length = cursor.section_size(section)
             cursor.end = cursor.at + length
             cursor.spend(1)
             self.section(scope, section)
