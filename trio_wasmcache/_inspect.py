@@ -360,7 +360,14 @@ def _caching(info: ModuleInfo, config: CacheConfig) -> Iterator[str]:
     if _is_plugin(info):
         infos.append(read_module(kernel(KernelSettings())))
     least = least_size(heap_size(info, config.memory_limit, config.instance_stack_size), *infos)
-    said, _ = cache_verdict(config, least, seats=False, restored=False)
+    # An instance in which a program has run is of no use to the next one.
+    program = is_function(info, COMMAND)
+    said, _ = cache_verdict(config, least, seats=program, restored=False)
+    if program:
+        said = f"of `{COMMAND}`, {said}"
+        if any(_is_candidate(info, one) and one.name != COMMAND for one in info.exports):
+            of_others, _ = cache_verdict(config, least, seats=False, restored=False)
+            said += f"; of its other functions, {of_others}"
     yield f"caching: {said}"
     try:
         check_counts(info, "it", config.table_limit)
@@ -411,6 +418,14 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
         arguments.append(f"export={_quoted(export.name)}")
     arguments += _imports_arguments(_missing(info))
     yield f"    {name} = await cache.register({', '.join(arguments)})"
+    with_text = None if plugin or scylla is not None else _with_text(info, kind)
+    if with_text is not None:
+        takes, returns = with_text
+        changed = [f"args={_spelt(takes)}", *(f"returns={_quoted(one)}" for one in returns)]
+        others = [one for one in arguments[2:] if not one.startswith(("args=", "returns="))]
+        yield 'Or, if it takes text by address and length (or bytes, as "bytes"):'
+        listed = ", ".join([*arguments[:2], *changed, 'abi="buffer"', *others])
+        yield f"    {name} = await cache.register({listed})"
     externs = sum(not isinstance(item.type, FuncType) for item in _missing(info))
     if more := externs - len(_shown_externs(_missing(info))):
         yield f"{more:,} more memories, tables and globals are given in the same way."
@@ -421,8 +436,31 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
             "For text, bytes and lists of numbers, build with asc --exportRuntime: see "
             'abi="assemblyscript".'
         )
-    elif any(is_function(info, allocator) for allocator in _ALLOCATORS) and scylla is None:
+    elif with_text is None and scylla is None and _allocates(info):
         yield 'Bytes and text are passed by address and length: see abi="buffer".'
+
+
+def _allocates(info: ModuleInfo) -> bool:
+    """Return whether it exports an allocator that the buffer ABI knows."""
+    return any(is_function(info, allocator) for allocator in _ALLOCATORS)
+
+
+def _with_text(info: ModuleInfo, kind: FuncType) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Return the types of arguments and result, if text may be among them; None: it can't.
+
+    Its address and its length are two numbers of 32 bits, and one of 64 bits as the result.
+    """
+    params = list(kind.params)
+    takes: list[str] = []
+    while params[:2] == ["i32", "i32"]:
+        takes.append("str")
+        del params[:2]
+    if not takes or kind.results not in ((), ("i64",)):
+        return None
+    if not _allocates(info) or not any(one.kind == "memory" for one in info.exports):
+        return None
+    takes += ["u32" if one == "i32" else one for one in params]
+    return tuple(takes), ("str",) if kind.results else ()
 
 
 def _imports_arguments(missing: list[Import]) -> Iterator[str]:

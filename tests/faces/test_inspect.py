@@ -140,7 +140,7 @@ async def test_the_line_to_begin_with_registers_a_function_of_a_component(path: 
             "udfs/toolchains/emscripten-standalone.wasm",
             "  by this library, WASI preview 1, which grants what `wasi` says: ",
         ),
-        ("udfs/buffer.wasm", 'Bytes and text are passed by address and length: see abi="buffer".'),
+        ("udfs/buffer.wasm", "Or, if it takes text by address and length (or bytes, as "),
         ("udfs/title.wasm", "  func title [i64] -> [i64]"),
     ],
 )
@@ -241,6 +241,31 @@ def test_a_go_program_is_told_how_to_be_a_library(tmp_path: Path) -> None:
     assert "kind: a program" in text
     assert "go build -buildmode=c-shared" in text
     assert 'export="_start"' in text
+
+
+async def test_functions_of_text_get_a_line_of_their_own() -> None:
+    """The line of numbers would give them addresses out of the air."""
+    path = ROOT / "examples" / "cookbook" / "zig" / "slug.wasm"
+    lines = described(path)
+    at = lines.index('Or, if it takes text by address and length (or bytes, as "bytes"):')
+    call = lines[at + 1].strip()
+    assert call.endswith('args=("str", "u32"), returns="str", abi="buffer")')
+    async with quiet_cache() as cache:
+        slug = await eval(call.split(" = await ")[1], {"cache": cache, "Path": Path})
+        async with slug.acquire() as lease:
+            assert await lease.call("Hello World", 80) == "hello-world"
+
+
+def test_a_program_keeps_no_instance(tmp_path: Path) -> None:
+    """As each run has a new one; other functions of its module are kept."""
+    path = tmp_path / "f.wat"
+    path.write_text('(module (memory 1) (func (export "_start")))')
+    (said,) = [line for line in described(path) if line.startswith("caching: ")]
+    seat = "caching: of `_start`, a seat is kept: an instance is closed when its lease ends"
+    assert said == seat
+    path.write_text('(module (memory 1) (func (export "_start")) (func (export "f")))')
+    (said,) = [line for line in described(path) if line.startswith("caching: ")]
+    assert said.startswith(f"{seat}; of its other functions, kept: an instance takes at least ")
 
 
 def test_text_is_read_as_a_module(tmp_path: Path) -> None:

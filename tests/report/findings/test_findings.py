@@ -454,6 +454,31 @@ def test_a_group_that_waits_for_cpu_time(
     assert "Waits for the cpu_limit of a group" in page.read_text()
 
 
+def test_the_last_words_of_a_guest_are_in_the_finding(tmp_path: Path, capsys: Capture) -> None:
+    """Those of the end of the lease, which the eviction behind it has not; on one line, cut."""
+    log = Log()
+    log.opened()
+    for number in range(6):
+        log.acquired(number, request=number)
+        words = "unreachable; its last output:\n    panicked at\n  score.rs:9:5" + 400 * "!"
+        log.recycled(number, request=number, error="TrapError", error_message=words, kept=False)
+        if number == 5:  # of another group
+            log.recycled(number, "b/f", error="HostError", error_message="no", kept=False)
+        log.evicted(number, Reason.CORRUPTED, error="TrapError")
+    ran = run_report(capsys, log.write(tmp_path / "log"))
+    (finding,) = [it for it in ran.document["findings"] if it["kind"] == "guests_fail"]
+    said = "the error was TrapError: unreachable; its last output: panicked at score.rs:9:5!!!"
+    assert said in finding["sentence"]
+    assert finding["sentence"].endswith("!….")
+    assert finding["evidence"]["error_message"].startswith("unreachable; its last output:\n    pan")
+    # An eviction for another error has not these words.
+    log.recycled(9, error="TrapError", error_message="stale", kept=False)
+    log.evicted(9, Reason.CORRUPTED, error="HostError")
+    (finding,) = run_report(capsys, log.write(tmp_path / "log")).document["findings"]
+    assert "stale" not in finding["sentence"]
+    assert finding["evidence"]["error_message"] is None
+
+
 def test_guests_that_fail(read: Any) -> None:
     """By the function that fails most, whether its calls fail or its loads."""
     plan = in_turn(3, 20, 0.1)
@@ -462,9 +487,11 @@ def test_guests_that_fail(read: Any) -> None:
     finding = only(read(traps, CacheConfig()))
     assert finding["kind"] == "guests_fail"
     assert finding["sentence"] == (
-        "f0(i64) fails: 20 of 20 leases ended with a failed call; the error was TrapError."
+        "f0(i64) fails: 20 of 20 leases ended with a failed call; the error was TrapError: wasm "
+        "trap: unreachable."
     )
-    assert finding["paste"].endswith("log --where error=TrapError")
+    assert finding["paste"].endswith("log --where function=f0 --where error=TrapError")
+    assert finding["evidence"]["error_message"] == "wasm trap: unreachable"
     # Every other load fails, and then there is no lease.
     flaky = evolve(plan, functions=(evolve(first, flaky=True, traps=True), *others))
     finding = only(read(flaky, CacheConfig(idle_timeout=60)))

@@ -21,6 +21,8 @@ RAISED_BY = {
 }
 # A function that fails this often is worth a sentence, however seldom it is used.
 MOST_FAIL = 0.5
+# Characters of a message that are shown.
+MAX_SAID = 300
 # Number of kinds of errors that are named.
 MOST_ERRORS = 3
 # Number of lost contexts, as a part of all events, that is not worth a sentence.
@@ -53,7 +55,7 @@ def guests_fail(cache: CacheSummary) -> Finding | None:
     )
     last = ""
     if failed.error is not None:
-        said = "" if failed.message is None else f": {cite(failed.message)}"
+        said = f": {_words(failed.message)}" if failed.message else ""
         last = f"; the error was {cite(failed.error)}{said}"
         if len(failed.errors) > 1:
             last = f" ({errors}); the last error was {cite(failed.error)}{said}"
@@ -63,7 +65,8 @@ def guests_fail(cache: CacheSummary) -> Finding | None:
     limit = RAISED_BY.get(failed.error or "")
     raised = "" if limit is None else f" ({limit} sets its limit)"
     text = f"{cite(name)} fails{more}: {' and '.join(parts)}{last}{raised}."
-    paste = f"python -m trio_wasmcache report {LOG} --where {shlex.quote(_where(worst, failed))}"
+    where = " ".join(f"--where {shlex.quote(one)}" for one in _where(worst, failed))
+    paste = f"python -m trio_wasmcache report {LOG} {where}"
     evidence = {
         "function": name,
         "failed_leases": failed.leases,
@@ -78,17 +81,28 @@ def guests_fail(cache: CacheSummary) -> Finding | None:
     return Finding("guests_fail", text, paste, work.part(number), evidence)
 
 
-def _where(function: tuple[str, str], failed: Failed) -> str:
-    """Return the condition that shows the failures: the most frequent error, if it can be named.
+def _words(message: str) -> str:
+    """Return a message on one line: the reason, and the last words of the guest."""
+    return cite(" ".join(message.split()), MAX_SAID).rstrip(".")
 
-    A log of an older cache does not have it; and a terminal shows printable text only.
+
+def _where(function: tuple[str, str], failed: Failed) -> list[str]:
+    """Return the conditions that show the failures: the function, and its most frequent error.
+
+    A log of an older cache does not have errors; and a terminal shows printable text only.
     """
-    conditions = [
-        *(f"error={error}" for error, _ in failed.errors.most_common() if error != OTHERS[0]),
-        f"function={function[0]}",
+    errors = [error for error, _ in failed.errors.most_common() if error != OTHERS[0]]
+    whole = [
+        it
+        for it in (f"function={function[0]}", *(f"error={error}" for error in errors))
+        if it.isprintable() and len(it) < MAX_LETTERS
     ]
-    whole = (it for it in conditions if it.isprintable() and len(it) < MAX_LETTERS)
-    return next(whole, "reason=corrupted" if failed.leases else "event=wasmcache.failed")
+    named = [it for it in whole if it.startswith("function=")]
+    named += [it for it in whole if it.startswith("error=")][:1]
+    if errors and len(named) > 0:
+        return named
+    event = "reason=corrupted" if failed.leases else "event=wasmcache.failed"
+    return [*named, event]
 
 
 def _leases_by_function(cache: CacheSummary) -> dict[tuple[str, str], int]:

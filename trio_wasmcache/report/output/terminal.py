@@ -414,7 +414,7 @@ def _rows(cache: Document, what: str, top: int) -> RenderableType | None:
     title = f"{what.capitalize()}s"
     if len(rows) > top:
         title += f" (the first {top} of {len(rows):,}, by time spent loading)"
-    columns = ("leases", "hits", "waits", "loads", "loading", "evicted", "thrash", "unused")
+    columns = ("leases", "hits", "waits", "loads", "loading", "evicted", "thrash", "no reuse")
     table = make_table(title, what, *columns)
     for row in rows[:top]:
         granted = row["hits"] + row["misses"]
