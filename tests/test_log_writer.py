@@ -47,7 +47,7 @@ class StuckLogger(ListLogger):
 
     def info(self, event: str, **fields: Any) -> None:
         self.reached.set()
-        assert self.let_go.wait(60)
+        assert self.let_go.wait(600)
         super().info(event, **fields)
         if len(self.lines) == self.wanted:
             self.written.set()
@@ -202,7 +202,7 @@ async def test_closing_is_not_missed_by_a_thread_about_to_write() -> None:
         def clear(self) -> None:
             threads.append(threading.current_thread())
             has_looked.set()
-            assert was_told.wait(60)
+            assert was_told.wait(600)
             super().clear()
 
     before, writer._wake = writer._wake, Wake()

@@ -34,11 +34,11 @@ async def test_a_deadline_does_not_pass_while_a_thread_works(autojump_clock: Moc
 
     def work() -> str:
         begun.set()
-        assert go.wait(60)
+        assert go.wait(600)
         return "done"
 
     async def short() -> None:
-        await run_in_thread(begun.wait, 60, limiter=LIMITER)
+        await run_in_thread(begun.wait, 600, limiter=LIMITER)
         assert autojump_clock.autojump_threshold == math.inf  # the other thread still works
         go.set()
 
@@ -99,11 +99,11 @@ async def test_an_error_that_nobody_waits_for_keeps_nothing() -> None:
 
     def fail_late(kept: Kept) -> None:
         begun.set()
-        assert go.wait(60)
+        assert go.wait(600)
         fail(kept)
 
     async def cancel() -> None:
-        await run_in_thread(begun.wait, 60, limiter=LIMITER)
+        await run_in_thread(begun.wait, 600, limiter=LIMITER)
         scope.cancel()
 
     gc.disable()
@@ -180,7 +180,7 @@ async def test_a_log_is_flushed_though_a_jump_would_end_the_wait(
 
     class Slow(ListLogger):
         def info(self, event: str, **fields: Any) -> None:
-            assert go.wait(60)
+            assert go.wait(600)
             super().info(event, **fields)
 
     logger = Slow()
@@ -209,7 +209,7 @@ class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "trio_wasmcache._batch.row_loop":
             reached.set()
-            assert forks.wait(60)
+            assert forks.wait(600)
 
 async def fork():
     await trio.to_thread.run_sync(reached.wait, 60)
@@ -239,7 +239,7 @@ sys.exit(ended[0])
 def test_a_fork_waits_for_an_import() -> None:
     """The child of a program that forks during its first batch can make batches, too."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 7, done.stderr
 
 
@@ -288,7 +288,7 @@ def test_a_fork_would_wait_for_whatever_a_thread_imports() -> None:
     """No thread imports but with what a fork waits for, nor calls what does so of itself."""
     greet = PACKAGE.parent / "examples/udfs/greet.component.wasm"
     command = [sys.executable, "-c", IMPORTING, str(greet)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     said = [line.split() for line in done.stdout.splitlines()]
     held = {line[1].rpartition(".")[2] for line in said if line[0] == "held"}

@@ -213,7 +213,7 @@ def test_rows_in_engines_are_measured() -> None:
 def test_all_threads_run_on_one_core_and_on_all_again() -> None:
     """Also those that are there already, such as the one in which a batch runs."""
     every, asked, told = harness.cores(), threading.Event(), []
-    waiting = threading.Thread(target=lambda: asked.wait(60) and told.append(harness.cores()))
+    waiting = threading.Thread(target=lambda: asked.wait(600) and told.append(harness.cores()))
     waiting.start()
     harness.run_on(every[-1:])
     try:

@@ -378,7 +378,7 @@ async def test_a_lease_that_ends_meanwhile() -> None:
 
         def __getitem__(self, place: Any) -> Any:
             token.run_sync_soon(begun.set)
-            assert go_on.wait(60)
+            assert go_on.wait(600)
             return WORDS[place]
 
     async with quiet_cache() as cache:

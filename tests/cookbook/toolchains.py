@@ -63,7 +63,7 @@ def ask(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PATH": path(), "GOTOOLCHAIN": "local"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
 

@@ -149,7 +149,7 @@ async def test_a_stuck_sink_costs_snapshots_and_no_event(
 
     class Stuck(ListLogger):
         def info(self, event: str, **fields: Any) -> None:
-            assert let_go.wait(60)
+            assert let_go.wait(600)
             log.info(event, **fields)
 
     config = CacheConfig(log_uses=True, offload_after=None, snapshot_interval=10.0)

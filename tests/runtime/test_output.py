@@ -150,7 +150,7 @@ async def test_output_displaces_no_other_event() -> None:
     class Stuck(ListLogger):
         def info(self, event: str, **fields: Any) -> None:
             reached.set()
-            assert let_go.wait(60)
+            assert let_go.wait(600)
             super().info(event, **fields)
 
     log = Stuck()

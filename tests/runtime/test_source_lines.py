@@ -203,7 +203,7 @@ async def test_slow_tables_serve_the_next_error(monkeypatch: pytest.MonkeyPatch)
     go_on, read = threading.Event(), DebugSections.read
 
     def slow(self: DebugSections, name: str) -> bytes:
-        assert go_on.wait(60)
+        assert go_on.wait(600)
         return read(self, name)
 
     monkeypatch.setattr(DebugSections, "read", slow)

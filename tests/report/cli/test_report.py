@@ -184,7 +184,7 @@ def in_terminal(arguments: list[str], **variables: str) -> str:
                 break
             text += part
         os.close(ours)
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
     return text.decode()
 
 
