@@ -319,7 +319,13 @@ def test_several_conditions(tmp_path: Path, capsys: Capture) -> None:
     assert found("error=TrapError", "function=f") == []
     assert found("instance=2", "hit=false") == [8, 9, 10, 11]
     ran = run_command(capsys, "report", "--where", "error=TrapError", "--where", "function=f", path)
-    assert (ran.status, ran.err) == (2, "no event has error=TrapError and function=f\n")
+    assert (ran.status, ran.err) == (
+        2,
+        (
+            "no event has error=TrapError and function=f; there are 2 events with error: TrapError, "
+            "and 10 events with function: f, g\n"
+        ),
+    )
     ran = run_command(capsys, "report", "--json", "--where", "reason=size", path)
     assert ran.document["where"] == {"field": "reason", "value": "size"}
     assert ran.document["conditions"] == [ran.document["where"]]
@@ -343,13 +349,34 @@ def test_caches_and_files_are_kept_apart(tmp_path: Path, capsys: Capture) -> Non
     assert {event["cache"] for event in only.document["events"]} == {"beef"}
 
 
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ("http_reqest=abc", ", nor any field http_reqest: did you mean http_request?"),
+        ("xyzzy=abc", ", nor any field xyzzy"),
+        ("http_request=abd", "; there is 1 event with http_request: abc"),
+        ("deadline_seconds=1", ": deadline_seconds is null in all of them"),
+        ("seq=99", "; there are 12 events with seq: 1, 2, 3, ..."),
+    ],
+)
+def test_why_there_is_none(condition: str, told: str, tmp_path: Path, capsys: Capture) -> None:
+    """A field may be misspelt, or have other values."""
+    path = story().write(tmp_path / "log")
+    ran = run_command(capsys, "report", "--where", condition, path)
+    assert (ran.status, ran.out, ran.err) == (2, "", f"no event has {condition}{told}\n")
+    ran = run_command(capsys, "report", "--where", condition, "--cache", "other", path)
+    field = condition.partition("=")[0]
+    assert ran.err == f"no event has {condition}, nor any field {field}\n"
+
+
 def test_what_is_not_there_or_can_not_be_asked(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing has the value; standard input can't be read twice; and more than can be shown."""
     path = story().write(tmp_path / "log")
     ran = run_command(capsys, "report", "--where", "request=99", path)
-    assert (ran.status, ran.out, ran.err) == (2, "", "no event has request=99\n")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == "no event has request=99; there are 8 events with request: 1, 2\n"
     assert run_command(capsys, "report", "--where", "request", path).status == 2
     ran = run_command(capsys, "report", "--where", "request=1", "-")
     assert ran.status == 2

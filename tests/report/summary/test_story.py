@@ -198,6 +198,58 @@ def test_there_is_no_page_of_stories(tmp_path: Path, capsys: Capture) -> None:
     assert not page.exists()
 
 
+def test_deadlines(tmp_path: Path, capsys: Capture) -> None:
+    """How much time the caller had left when it asked, and by how much it was overrun."""
+    log = Log()
+    log.opened()
+    log.requested(1.0, 2, deadline_seconds=1.05)
+    log.acquired(1.0, request=2)
+    log.recycled(1.0625, request=2, held_seconds=0.0625, error="Cancelled", kept=False)
+    log.requested(2.0, 3, deadline_seconds=2.5)
+    log.add(2.0, waiting(Blocked, request=3, waits_for="an instance"))
+    log.add(2.75, waiting(Abandoned, request=3, error="Cancelled"))
+    log.requested(3.0, 4, deadline_seconds=9.0)
+    log.acquired(3.0, request=4)
+    log.recycled(3.5, request=4, calls=0)
+    path = tmp_path / "log"
+    (story,) = tell(capsys, log, path)
+    assert [texts(story)[0], texts(story)[-1]] == [
+        "asked for an instance; its deadline was 50.0 ms later",
+        (
+            "gave it back after 62.5 ms: 1 call; failed with Cancelled; its deadline had passed 12.5 "
+            "ms before"
+        ),
+    ]
+    assert story["steps"][0]["deadline_after_seconds"] == pytest.approx(0.05)
+    (story,) = tell(capsys, log, path, "request=3")
+    late = "ended without an instance: Cancelled; its deadline had passed 250 ms before"
+    assert texts(story)[-1] == late
+    (story,) = tell(capsys, log, path, "request=4")
+    assert texts(story)[-1] == "gave it back after 500 ms: 0 calls"
+
+
+def test_a_task_that_had_no_turn(tmp_path: Path, capsys: Capture) -> None:
+    """Between the end of the lease before it and its own grant, in which its caller gave up."""
+    log = Log()
+    log.opened()
+    log.add(1.0, waiting(Blocked, "b/f", request=None, task=7, waits_for="a token"))
+    log.recycled(1.25, "b/g", request=9, held_seconds=0.5)
+    log.requested(1.75, 2, "b/f", task=7, blocked=True, deadline_seconds=1.75)
+    log.acquired(1.75, True, "b/f", request=2)
+    log.recycled(2.0, "b/f", request=2, held_seconds=0.25, calls=0)
+    (story,) = tell(capsys, log, tmp_path / "log")
+    assert texts(story)[0] == (
+        "asked for an instance, after a wait for a token of its group: waited 750 ms behind "
+        "request 9, g(i64) in group b, whose lease lasted 500 ms and had ended 500 ms before: "
+        "until then, its task had no turn; its caller had been cancelled by then, or its deadline "
+        "had passed"
+    )
+    assert texts(story)[-1] == (
+        "gave it back after 250 ms: 0 calls, as its caller had been cancelled"
+    )
+    assert story["steps"][0]["late_seconds"] == 0.5
+
+
 def test_a_wait_for_room_ends_when_the_load_begins(tmp_path: Path, capsys: Capture) -> None:
     """What was given back while it loaded was not what it waited for; loads have a cause."""
     log = Log()

@@ -27,6 +27,7 @@ from ..output.terminal import TOP, show_report
 from ..output.trail import show_sentences, show_trail, trail_document
 from ..reading.lines import find_lines
 from ..reading.notes import FINE, NOTHING, cite
+from ..summary.fields import Fields
 from ..summary.slowest import MAX_SLOWEST, Slowest
 from ..summary.story import Causes, stories
 from ..summary.summary import Summary
@@ -188,7 +189,13 @@ def _follow(
     trail.sort()
     if not trail.events and not trail.direct:
         where = " and ".join(f"{cite(name)}={cite(value)}" for name, value in trail.conditions)
-        session.errors.print(f"no event has {where}", style="red", markup=False)
+        fields = Fields(tuple(name for name, _ in trail.conditions))
+        again = Session(logs, quiet=True)
+        for block in again.reader.blocks():
+            fields.take(
+                event for event in again.parser.dicts(block) if only in (None, event["cache"])
+            )
+        session.errors.print(f"no event has {where}{fields.why()}", style="red", markup=False)
         return NOTHING
     if causes is not None and (trail.left_out or trail.unfollowed):
         session.notes.remark(

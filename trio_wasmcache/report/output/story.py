@@ -20,6 +20,8 @@ from .terminal import show
 
 # Stories that are printed if nobody says how many; the JSON has all of them.
 MAX_TOLD: Final = 20
+# Seconds between the end of a lease and the grant to the next one that are worth a word.
+LATE: Final = 1e-3
 # Requests without an end that are named.
 MAX_UNENDED: Final = 10
 # Lines of a guest, and of the message of an error, that a story shows.
@@ -214,6 +216,7 @@ def step(story: Story, event: Fields, cause: Fields | None) -> tuple[str, dict[s
             text += ", after a wait for a token of its group"
             if cause is not None:
                 text += f": {_waited(cause, facts)}"
+        text += _left(event, facts)
     elif kind == "blocked":
         text = f"waits for {cite(event['waits_for'])}"
         if cause is not None:
@@ -238,9 +241,13 @@ def step(story: Story, event: Fields, cause: Fields | None) -> tuple[str, dict[s
         text = f"gave it back after {seconds(event['held_seconds'])}: {_calls(event)}"
         if event["error"] is not None:
             text += f"; failed with {cite(event['error'])}"
+        if event["error"] == "Cancelled" or not event["calls"]:
+            text += _passed(story, event)
         facts |= {name: event[name] for name in ("calls", "fuel", "error", "error_message")}
     elif kind == "abandoned":
         text = f"ended without an instance: {cite(event['error'])}"
+        if event["error"] == "Cancelled":
+            text += _passed(story, event)
     elif kind == "preparation_requested":
         text = "asked for an instance in which to prepare the function"
     elif kind == "preparation_ended":
@@ -249,6 +256,26 @@ def step(story: Story, event: Fields, cause: Fields | None) -> tuple[str, dict[s
     elif kind == "evicted":
         text = _evicted(story, event, facts)
     return text, facts
+
+
+def _left(event: Fields, facts: dict[str, Any]) -> str:
+    """Return how much of its time was left to a request when it had its token."""
+    deadline = event.get("deadline_seconds")
+    if deadline is None:
+        return ""
+    left = facts["deadline_after_seconds"] = max(deadline - event["at_seconds"], 0.0)
+    if not left:
+        return "; its caller had been cancelled by then, or its deadline had passed"
+    return f"; its deadline was {seconds(left)} later"
+
+
+def _passed(story: Story, event: Fields) -> str:
+    """Return that the deadline of a request had passed, if it had."""
+    if story.deadline is None or story.deadline > event["at_seconds"]:
+        return ""
+    if story.late:
+        return ", as its caller had been cancelled"
+    return f"; its deadline had passed {seconds(event['at_seconds'] - story.deadline)} before"
 
 
 def _prepared(event: Fields) -> str:
@@ -284,6 +311,10 @@ def _waited(cause: Fields, facts: dict[str, Any]) -> str:
         text += f", which had held its instance for {seconds(cause['so_far'])} by then"
     elif behind.get("held_seconds") is not None:
         text += f", whose lease lasted {seconds(behind['held_seconds'])}"
+    late = cause.get("late", 0.0)
+    if late >= LATE:
+        facts["late_seconds"] = late
+        text += f" and had ended {seconds(late)} before: until then, its task had no turn"
     return text
 
 

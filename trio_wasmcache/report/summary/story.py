@@ -197,22 +197,30 @@ class Causes:
         if kind == "requested" and event["blocked"]:
             wait = self._token_waits.pop((event["cache"], event["task"]), None)
             if wait is not None:
-                self.found[where] = self._behind(wait, event["at_seconds"])
+                self.found[where] = self._behind(wait, event["at_seconds"], granted=True)
             return
         end = event["at_seconds"]
         if kind == "loaded":
             end -= event["load_seconds"]
         wait = self._waits.pop(waiter, None)
         if wait is not None:
-            self.found[wait["cache"], wait["seq"]] = self._behind(wait, end)
+            granted = kind != "abandoned"
+            self.found[wait["cache"], wait["seq"]] = self._behind(wait, end, granted=granted)
         if kind == "blocked":
             self._waits[waiter] = event
         elif kind == "loaded" and not event["seat"]:
             instances = self._instances.get(_entry(event), _Instances())
             self.found[where] = {"in_use": instances.now, "gone": instances.gone}
 
-    def _behind(self, wait: Fields, end: float) -> Fields:
-        """Return how long a wait took, and the lease whose end ended it, if that is known."""
+    def _behind(self, wait: Fields, end: float, *, granted: bool = False) -> Fields:
+        """Return how long a wait took, and the lease whose end ended it, if that is known.
+
+        Args:
+            wait: the wait.
+            end: when it ended.
+            granted: whether it got what it waited for: from the end of the lease on, nothing but
+                the turn of its task was missing.
+        """
         what = {
             "waits_for": wait["waits_for"],
             "seconds": max(end - wait["at_seconds"], 0.0),
@@ -225,6 +233,8 @@ class Causes:
             for release in self.parse((line,)):
                 if release["cache"] == wait["cache"] and _ends(release, wait, end):
                     what["behind"] = release
+                    if granted:
+                        what["late"] = max(end - release["at_seconds"], 0.0)
                     return what
         if wait["waits_for"] in (INSTANCE, TOKEN):
             # It gave up before one was given back.
@@ -285,6 +295,10 @@ class Story:
     """``"completed"``, ``"failed"`` (the guest, or the load), ``"gave up"`` or ``"under way"``."""
     error: str | None = None
     """Type of the error that ended it."""
+    deadline: float | None = None
+    """When its caller stops waiting (seconds on the cache's clock); None: never, or not known."""
+    late: bool = False
+    """Whether its caller had been cancelled when it had its token; since when is not known."""
 
     @property
     def seconds(self) -> float:
@@ -300,6 +314,9 @@ class Story:
         if event.get("request") != self.request:
             return  # the eviction of another's instance, for this one
         kind = event["event"].removeprefix("wasmcache.")
+        if kind == "requested":
+            self.deadline = event.get("deadline_seconds")
+            self.late = self.deadline is not None and self.deadline <= at
         if kind != "output":
             self.ended = max(at, self.ended)
         if cause is not None and "waits_for" in cause:
