@@ -350,3 +350,24 @@ async def test_guests_that_ask_their_host_and_graphs(kit: Kit, mock_clock: MockC
                 assert await parts.call(value) == value
             assert tiers(cache)["parts"] == {"optimizing, profiled": 1}
         assert found.profile.fuel > COSTLY
+
+
+async def test_a_profile_of_nothing_says_why(fake: FakeKit, mock_clock: MockClock) -> None:
+    """A misspelt group is refused; functions that nobody has called are named as skipped."""
+    mock_clock.autojump_threshold = 0
+    async with fake.open(KEPT) as cache:
+        f = await add(cache, "f", fake.costly())
+        with pytest.raises(ValueError, match=r"in a group 'nain'.* that are open: 'main'$"):
+            await cache.profile(seconds=1, group="nain")
+        profile = await cache.profile(seconds=1)
+        assert profile.skipped == {"f(i64)": "it was not called before the profile began"}
+        assert str(profile) == (
+            "<Profile of 1.0 s: 0 samples of 0 units of fuel, 1 function skipped>"
+        )
+        async with cache.scheduling_group("other", capacity=1) as other:
+            await f.call(1)
+            profile = await cache.profile(seconds=1)
+            assert profile.skipped == {}
+        # A group that may be opened again.
+        profile = await cache.profile(seconds=1, group=other, function=f)
+        assert profile.skipped == {}

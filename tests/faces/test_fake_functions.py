@@ -419,3 +419,21 @@ def test_a_fake_is_made_of_a_plain_function(make: Callable[..., bytes]) -> None:
         make(FakeEngine(), run)
     with pytest.raises(TypeError, match="a fake takes a function, got 5"):
         make(FakeEngine(), 5)
+
+
+async def test_a_file_without_a_fake_is_named_with_those_that_have_one() -> None:
+    """A path is easily misspelt, in the application or in its test."""
+    engine = FakeEngine()
+    engine.replace(Path("udfs/shout.wasm"), engine.function(str.upper))
+    engine.replace("whisper", engine.function(str.lower))
+    async with open_fake_cache(engine=engine) as cache:
+        with pytest.raises(FileNotFoundError, match="No such file or directory") as caught:
+            await cache.register(
+                "shout", Path("udf/shout.wasm"), args=("str",), returns="str", abi="buffer"
+            )
+    (note,) = caught.value.__notes__
+    assert note.startswith(
+        "the fake engine has nothing in the place of 'udf/shout.wasm' or of the function 'shout'; "
+        "FakeEngine.replace was called for: "
+    )
+    assert note.endswith("udfs/shout.wasm'), 'whisper'")

@@ -33,7 +33,7 @@ from .._core.config import CacheConfig, GroupLimits, check_fields
 from .._core.errors import InvalidModuleError
 from .._core.keys import INFERRED, FunctionKey, Inferred, check_name
 from .._core.policy.records import FunctionRecord, Need
-from .._core.text import shown
+from .._core.text import listed, shown
 from .._core.wasm.admission import least_size, worst_size
 from .._core.wasm.formats import foreign
 from .._core.wasm.isolation import RESET, REUSE, Isolation, cache_verdict, verdict
@@ -1064,6 +1064,7 @@ class InstanceCache:
         if group is not None and not isinstance(group, str):
             raise TypeError(f"group must be a group, its name, or None, got {shown(group)}")
         functions = list(pool.registry.functions.values())
+        unused: list[FunctionRecord] = []
         if isinstance(function, Function):
             functions = [pool.registry.find(function.name, function.args)]
         elif isinstance(function, str):
@@ -1073,8 +1074,16 @@ class InstanceCache:
                 f"function must be a function, its name, or None, got {shown(function)}"
             )
         else:
+            unused = functions
             functions = list(filter(pool.policy.instances.used_in(group), functions))
-        return await self._profiler.run(seconds, functions, group, self._groups.find())
+            if group is not None and not functions and group not in self._groups.states:
+                known = listed([shown(name) for name in self._groups.states])
+                raise ValueError(
+                    f"no function was called in a group {shown(group)}, and none is open by that "
+                    f"name; those that are open: {known}"
+                )
+        idle = () if functions else unused
+        return await self._profiler.run(seconds, functions, idle, group, self._groups.find())
 
     def entries(self) -> tuple[trio_wasmcache.EntryInfo, ...]:
         """Return an `EntryInfo` for each function and group with instances or waiters.

@@ -18,7 +18,7 @@ from .page import page
 
 @public
 @final
-@frozen(eq=False, kw_only=True)
+@frozen(eq=False, kw_only=True, repr=False)
 class Profile:
     """Where guests burnt their fuel, from `InstanceCache.profile`.
 
@@ -42,6 +42,15 @@ class Profile:
     skipped: dict[str, str] = field(factory=dict, repr=False)
     """``{function: reason}`` of the functions that could not be profiled."""
     _tally: ProfileTally = field(repr=False)
+
+    def __repr__(self) -> str:
+        label = f" {self.label!r}" if self.label else ""
+        count = len(self.skipped)
+        skipped = f", {count} function{'s' * (count != 1)} skipped" if count else ""
+        return (
+            f"<Profile{label} of {self.seconds:.1f} s: {self.samples:,} samples of "
+            f"{self.fuel:,} units of fuel{skipped}>"
+        )
 
     @property
     def samples(self) -> int:

@@ -607,7 +607,8 @@ def exported(wanted: str, names: Sequence[str], remedy: str, but: str | None = N
         return "it exports no function"
     listed = ", ".join(repr(printable(name, MAX_SHOWN)) for name in names[:8])
     listed += ", ..." if len(names) > 8 else ""
-    return f"the functions it exports are {listed}: give {_likely(wanted, [one for one in names if one != but], remedy)}"
+    likely = _likely(wanted, [one for one in names if one != but], remedy)
+    return f"the functions it exports are {listed}: give {likely}"
 
 
 def _plain(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import itertools
 import os
@@ -16,7 +17,7 @@ from ..._core.config import KiB, SystemLimits
 from ..._core.errors import InvalidModuleError, LoadError
 from ..._core.keys import normalise_types
 from ..._core.metrics.stats import ResidentBytes
-from ..._core.text import shown
+from ..._core.text import listed, shown
 from ..._core.tiers import OPTIMIZING, Tier
 from ..._core.wasm.admission import Edits
 from ..._core.wasm.custom import keep_debug_sections
@@ -306,6 +307,23 @@ class FakeEngine(Steps):
         self._behaviour(fake)
         self._fakes[_key(source)] = fake
 
+    def _check_file(self, name: str, path: os.PathLike[str]) -> None:
+        """Raise `FileNotFoundError` for a file that is not there, which says what has a fake."""
+        file = Path(os.fsdecode(path))
+        if "\0" in str(file) or file.exists():
+            return
+        error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+        fakes = [
+            shown(one if isinstance(one, str) else Path(one[0]))
+            for one in self._fakes
+            if not isinstance(one, bytes)
+        ]
+        error.add_note(
+            f"the fake engine has nothing in the place of {shown(str(file))} or of the function "
+            f"{shown(name)}; FakeEngine.replace was called for: {listed(fakes) or 'nothing'}"
+        )
+        raise error
+
     def substitute(self, name: str, wasm: object) -> Substitute | None:
         """Return the fake in the place of a source, for the cache; see `Engine.substitute`."""
         if isinstance(wasm, (bytearray, memoryview)):
@@ -318,6 +336,8 @@ class FakeEngine(Steps):
             found = self._behaviour(given) if MARKER in given else None
             fake = given if found is not None and found.takes_values else None
         if fake is None:
+            if isinstance(wasm, os.PathLike):
+                self._check_file(name, wasm)
             return None
         behaviour = self._behaviour(fake)
         return Substitute(
