@@ -314,7 +314,7 @@ class FakeEngine(Steps):
             return
         error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
         fakes = [
-            shown(one if isinstance(one, str) else Path(one[0]))
+            shown(Path(*one) if isinstance(one, tuple) else one)
             for one in self._fakes
             if not isinstance(one, bytes)
         ]
