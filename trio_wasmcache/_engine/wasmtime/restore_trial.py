@@ -152,9 +152,6 @@ class Trial:
     def log_dropped(self, lines: int, size: int) -> None:
         pass
 
-    def note_host_error(self, index: int, error: Exception) -> None:
-        pass
-
 
 def _started(module: WasmtimeModule, initialize: tuple[StartCall, ...]) -> WasmtimeInstance:
     instance = module.instantiate(TRIAL_FUEL, TRIAL_SLICE)
