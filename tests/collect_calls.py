@@ -67,11 +67,11 @@ def collected() -> Iterator[None]:
 
 def main() -> int:
     """Run the calls again; return 1 if a pristine one ends otherwise, or if they are too few."""
-    from trio_wasmcache._again import Ran, Wanted, find_calls, read_modules, run_all
+    from trio_wasmcache._again import Others, Ran, Wanted, find_calls, read_modules, run_all
     from trio_wasmcache.report.cli.session import Session
 
     session = Session([str(path) for path in sorted(FOLDER.glob("calls-*.jsonl"))])
-    calls = [Ran(*found) for found in find_calls(session, Wanted())]
+    calls = [Ran(*found) for found in find_calls(session, Wanted(), Others())]
     modules = read_modules([str(path) for path in (FOLDER / "modules").iterdir()])
     trio.run(run_all, calls, modules)
     wrong = [ran for ran in calls if ran.event.pristine and ran.verdict == "different"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -46,6 +47,7 @@ from .report.reading.notes import NOTHING, cite, count
 T = TypeVar("T")
 
 SAME, DIFFERENT = 0, 1
+VERDICTS: Final = ("same", "different", "not run")
 MARKED: Final = MARK + b"replayable"
 PROFILED: Final = ", profiled"
 """End of the name of a compiler whose code was profiled."""
@@ -76,6 +78,41 @@ class Wanted:
             and self.row in (None, event.row)
             and self.cache in (None, stamped.cache)
         )
+
+
+@final
+@define(eq=False)
+class Others:
+    """The calls of a log that are not to be run."""
+
+    number: int = 0
+    numbered: int = 0
+    """Number of those that have a request."""
+
+    def take(self, event: Replayable) -> None:
+        """Count a call."""
+        self.number += 1
+        self.numbered += event.request is not None
+
+    def why(self, wanted: Wanted) -> str:
+        """Return why there is no call to run."""
+        if not self.number:
+            return (
+                "no call to run again is in the log: they are logged with "
+                "CacheConfig(log_values=...), where 0.0 is for calls that fail, and 1.0 for all"
+            )
+        asked = [
+            f"{name} {value}"
+            for name in ("request", "seq", "row", "cache")
+            if (value := getattr(wanted, name)) is not None
+        ]
+        text = (
+            f"no such call in the log: it has {count(self.number, 'other call')}, none with "
+            f"{' and '.join(asked)}. "
+        )
+        if wanted.request is not None and not self.numbered:
+            return f"{text}They have no requests, as the log was written without log_uses"
+        return f"{text}CacheConfig(log_values=0.0) logs calls that fail alone, and 1.0 all"
 
 
 class RefusedError(Exception):
@@ -142,13 +179,10 @@ def again(
         not be run, or there are none.
     """
     session = Session(logs)
-    calls = [Ran(stamped, event) for stamped, event in find_calls(session, wanted)]
+    others = Others()
+    calls = [Ran(stamped, event) for stamped, event in find_calls(session, wanted, others)]
     if not calls:
-        session.errors.print(
-            "no such call in the log: calls are logged with CacheConfig(log_values=0.0), and have "
-            "a request with log_uses=True",
-            style="red",
-        )
+        session.errors.print(others.why(wanted), style="red", markup=False)
         return NOTHING
     try:
         found = read_modules(modules)
@@ -157,28 +191,38 @@ def again(
         session.errors.print(text, style="red", markup=False)
         return NOTHING
     trio.run(run_all, calls, found)
+    verdicts = Counter(ran.verdict for ran in calls)
     if as_json:
-        print_json({"calls": [ran.document() for ran in calls], "notes": session.notes.texts})
+        document: dict[str, Any] = {"calls": [ran.document() for ran in calls]}
+        document |= {"verdicts": dict(verdicts), "notes": session.notes.texts}
+        print_json(document)
     else:
         for ran in calls:
             tell(ran, sys.stdout)
-    verdicts = {ran.verdict for ran in calls}
+        if len(calls) > 1:
+            each = ", ".join(f"{verdicts[name]:,} {name}" for name in VERDICTS if verdicts[name])
+            print(f"{count(len(calls), 'call')}: {each}")
     if "not run" in verdicts:
         return NOTHING
     return DIFFERENT if "different" in verdicts else SAME
 
 
-def find_calls(session: Session, wanted: Wanted) -> Iterator[tuple[Stamped, Replayable]]:
-    """Yield the calls of a log that are to be run, each once."""
+def find_calls(
+    session: Session, wanted: Wanted, others: Others
+) -> Iterator[tuple[Stamped, Replayable]]:
+    """Yield the calls of a log that are to be run, each once; count the others."""
     seen: set[tuple[str, int]] = set()
     with session.bar():
         for block in session.reader.blocks():
             lines = [line for line in block if MARKED in line]
             for stamped in session.parser.records(lines):
                 place = stamped.cache, stamped.seq
-                if wanted.has(stamped) and place not in seen:
+                if not isinstance(stamped.event, Replayable):
+                    continue
+                if not wanted.has(stamped):
+                    others.take(stamped.event)
+                elif place not in seen:
                     seen.add(place)
-                    assert isinstance(stamped.event, Replayable)
                     yield stamped, stamped.event
     session.tell()
 

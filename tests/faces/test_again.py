@@ -182,9 +182,47 @@ def test_which_calls(log: Path, module: Path, capsys: Capture) -> None:
         out = capsys.readouterr()
         if found:
             ran = json.loads(out.out)["calls"]
+            assert json.loads(out.out)["verdicts"] == {"same": len(found)}
             assert [one["seq"] for one in ran] == [events[number]["seq"] for number in found]
         else:
-            assert "no such call in the log: calls are logged with" in out.err
+            what = f"none with {options[0].removeprefix('--')} {options[1]}. CacheConfig(log_v"
+            assert f"no such call in the log: it has 3 other calls, {what}" in out.err
+
+
+def test_why_there_is_no_call(log: Path, module: Path, capsys: Capture) -> None:
+    """The log has none, or none of a request, or others."""
+    events = log_moody(log)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for line in lines:
+        if line["event"] == "wasmcache.replayable":
+            line["request"] = None
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert again(log, "--module", module, "--request", 2) == 2
+    assert "They have no requests, as the log was written without log_uses" in (
+        capsys.readouterr().err
+    )
+    log.write_text(
+        "".join(
+            f"{json.dumps(line)}\n"
+            for line in lines
+            if line["seq"] not in {one["seq"] for one in events}
+        )
+    )
+    assert again(log, "--module", module, "--request", 2) == 2
+    assert "no call to run again is in the log: they are logged with CacheConfig(log_values=" in (
+        capsys.readouterr().err
+    )
+
+
+def test_how_many_are_the_same(log: Path, module: Path, capsys: Capture) -> None:
+    """In the last line, if there are several calls."""
+    log_moody(log)
+    assert again(log, "--module", module) == 0
+    assert capsys.readouterr().out.endswith("\n3 calls: 3 same\n")
+    text = log.read_text().replace('"trap": "integer divide by zero"', '"trap": "unreachable"', 1)
+    log.write_text(text)
+    assert again(log, "--module", module) == 1
+    assert capsys.readouterr().out.endswith("\n3 calls: 2 same, 1 different\n")
 
 
 def test_logs_that_rotate(tmp_path: Path, module: Path, capsys: Capture) -> None:
@@ -305,7 +343,7 @@ def test_what_is_refused(
 def test_files_that_can_not_be_read(log: Path, module: Path, capsys: Capture) -> None:
     """The module, or the log."""
     assert again(log, "--module", module) == 2
-    assert "no such call" in capsys.readouterr().err.replace("\n", " ")
+    assert "no call to run again" in capsys.readouterr().err.replace("\n", " ")
     log_moody(log)
     assert again(log, "--module", module.parent / "none") == 2
     assert "can't be read: No such file" in capsys.readouterr().err
