@@ -419,7 +419,9 @@ class Lease(Generic[R_co]):
             if bound is None:
                 self._leave(task)
                 return GIVEN_BACK
-            size = bound.measure(bound.native)
+            size = bound.fixed_size
+            if size is None:
+                size = bound.measure(bound.native)
             if pool.waiting and request.entry.waiting:
                 if self._entered_from is None or self._entered_from is not _getframe(1):
                     check_headroom()  # see `_leave`

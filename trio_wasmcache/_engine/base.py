@@ -611,6 +611,10 @@ class GuestInstance(Protocol):
     def fuel_left(self) -> int:
         """Return what is left of the fuel of the call that is, or was last, under way."""
 
+    @property
+    def fixed_size(self) -> int | None:
+        """What `measure` returns, if nothing but another driver can change that."""
+
     def measure(self) -> int:
         """Return what it may touch now (bytes): memories, tables x 8, scratch, the rest."""
 

@@ -106,6 +106,7 @@ class BoundFunction:
         "begin",
         "definition",
         "entry",
+        "fixed_size",
         "guest",
         "last",
         "left",
@@ -133,6 +134,7 @@ class BoundFunction:
         lift: Callable[[Value], Value] | None,
         steps: Callable[[Guest, tuple[object, ...]], Steps] | None,
         recorded: bool = False,
+        fixed_size: int | None = None,
     ) -> None:
         self.native: GuestInstance = native
         self.guest: GuestFunction = guest
@@ -146,6 +148,8 @@ class BoundFunction:
         self.measure: Callable[[GuestInstance], int] = measure
         """Function that returns the size of `native` for the fast path of a recycle; it first
         resets an instance that does not keep its state."""
+        self.fixed_size: int | None = fixed_size
+        """What that returns, where it need not be asked, and `native` not be touched."""
         self.lower: Callable[[tuple[object, ...]], Value] | None = lower
         """Function `lower` of the binding, or with `steps` of a `Direct`, if there is one; so is
         `lift`."""
@@ -243,6 +247,7 @@ class BoundFunction:
         """
         reserved = self.native.reserved
         needed = max(1, reserved[0]), max(1, reserved[1])
+        self.fixed_size = None
         driver = relief.run(need, needed, code.attach, self.native, exports)
         if self.native.reserved != reserved:
             self.measure = _the_long_way
@@ -378,6 +383,7 @@ def bind(
         lift,
         binding.steps,
         recorded=recorded,
+        fixed_size=None if definition.resets else native.fixed_size,
     )
 
 

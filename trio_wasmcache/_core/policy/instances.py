@@ -424,7 +424,9 @@ class Instances:
         instance.state = step(instance.state, action)
         changed = size != instance.size or instance.seat or instance in self._altered
         self._altered.discard(instance)
-        instance.size = instance.resting_size = entry.function.shared(size)
+        if size != entry.function.size:
+            entry.function.size = size
+        instance.size = instance.resting_size = entry.function.size
         if instance.module is not entry.function.module:
             instance.report_rest()  # it may be `surplus`, or a `misfit`, by then
         instance.last_used = entry.last_used = now

@@ -624,7 +624,10 @@ class Policy:
             self._settle()
         self._epoch += 1
         instance = _instance(request, Stage.LOADING)
-        instance.size = size = instance.entry.function.shared(size)
+        function = instance.entry.function
+        if size != function.size:
+            function.size = size
+        instance.size = size = function.size
         seat, instance.seat = instance.seat, False
         instances = self._instances
         instance.note_load(seconds)
@@ -632,7 +635,6 @@ class Policy:
         reason = self._unwanted(instance.entry)
         if reason is None:
             instance.resting_size = size
-            function = instance.entry.function
             if (
                 instances.told is not None
                 or instance.module is not function.module

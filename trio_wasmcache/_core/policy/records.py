@@ -209,7 +209,8 @@ class FunctionRecord:
         few; None: not known yet."""
         self.retired: bool = retired
         self.size: int = 0
-        """Size (bytes) of the instance that was loaded last; see `shared`."""
+        """Size (bytes) of the instance that was loaded, or rested the long way, last. Most have the
+        same: so they share this number, and a hit finds it in the processor's caches."""
         self.successor: FunctionRecord | None = None
         self.lone_entry: Entry | None = None
         """Its only entry, unless there are `many_entries`; as mostly, and without a dictionary of
@@ -263,15 +264,6 @@ class FunctionRecord:
             self.lone_entry = None
         else:
             del self.many_entries[entry.group]
-
-    def shared(self, size: int) -> int:
-        """Return a size (bytes) as the object that its instances share, which mostly have the same.
-
-        So a hit finds it in the processor's caches.
-        """
-        if size != self.size:
-            self.size = size
-        return self.size
 
     def define(self, definition: object) -> None:
         """Keep what the pool knows of it."""

@@ -364,6 +364,11 @@ class FakeInstance:
         assert not self.closed, "asked for fuel after it was closed"
         return self.fuel - self._burnt
 
+    @property
+    def fixed_size(self) -> int | None:
+        can_change = self._memories or self.drivers or self.memory.size < self.memory.limit
+        return None if can_change else self.measure()
+
     def measure(self) -> int:
         assert not self.closed and not self._under_way
         scratch = sum(len(driver.scratch) for driver in self.drivers.values())

@@ -377,6 +377,10 @@ class Store:
         native.hot_get_fuel(self.context, byref(left))
         return left.value
 
+    @property
+    def fixed_size(self) -> int | None:
+        return None if self._sizes or self.drivers else self._fixed_size
+
     def measure(self) -> int:
         size = self._fixed_size
         for measure, handle, unit in self._sizes:
