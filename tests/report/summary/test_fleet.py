@@ -322,8 +322,8 @@ def test_several_conditions(tmp_path: Path, capsys: Capture) -> None:
     assert (ran.status, ran.err) == (
         2,
         (
-            "no event has error=TrapError and function=f; there are 2 events with error: TrapError, "
-            "and 10 events with function: f, g\n"
+            "no event has error=TrapError and function=f; there are 2 events with error: TrapError"
+            ", and 10 events with function: f, g\n"
         ),
     )
     ran = run_command(capsys, "report", "--json", "--where", "reason=size", path)

@@ -216,8 +216,8 @@ def test_deadlines(tmp_path: Path, capsys: Capture) -> None:
     assert [texts(story)[0], texts(story)[-1]] == [
         "asked for an instance; its deadline was 50.0 ms later",
         (
-            "gave it back after 62.5 ms: 1 call; failed with Cancelled; its deadline had passed 12.5 "
-            "ms before"
+            "gave it back after 62.5 ms: 1 call; failed with Cancelled; its deadline had passed "
+            "12.5 ms before"
         ),
     ]
     assert story["steps"][0]["deadline_after_seconds"] == pytest.approx(0.05)

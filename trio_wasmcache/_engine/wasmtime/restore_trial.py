@@ -143,6 +143,9 @@ class Trial:
     def refuse_host_call(self) -> None:
         return None
 
+    def note_host_error(self, index: int, error: Exception) -> None:
+        """Do nothing, as the trial ends with it."""
+
     def burnt(self) -> int:
         return self.before + TRIAL_FUEL - self.instance.fuel_left()
 
