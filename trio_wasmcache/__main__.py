@@ -109,14 +109,14 @@ def run_again(options: argparse.Namespace) -> int:
 def inspect_file(file: str) -> int:
     """Print what a file is and how to register it; return 1 if it is no module."""
     from ._core.errors import WasmCacheError
-    from ._inspect import inspect
+    from ._inspect import inspect, laid_out
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack characters of a name
             stream.reconfigure(errors="backslashreplace")
     try:
         for line in inspect(Path(file)):
-            print(line)
+            print(*laid_out(line), sep="\n")
     except (WasmCacheError, OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         said = f"{file!r} can't be read: {reason}" if reason else str(error)

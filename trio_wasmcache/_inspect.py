@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import keyword
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,8 @@ from ._runtime.assemblyscript import functions_for
 from ._runtime.session import NOTHING
 from ._runtime.wasi2 import find_function
 
+# Width of what is printed, as of all commands.
+COLUMNS = 80
 # Exports and imports that are listed, at most; the rest is counted.
 MAX_LISTED = 40
 # Characters of a line about a component's function, and of why it can't be registered.
@@ -120,6 +123,69 @@ def inspect(path: Path, config: CacheConfig | None = None) -> Iterator[str]:
     yield from _registration(info, path)
 
 
+def laid_out(line: str, width: int = COLUMNS) -> list[str]:
+    """Return a line of `inspect` as lines of at most this width, if it has places to break it.
+
+    Lines of Python stay Python: a call is broken behind commas.
+    """
+    if len(line) <= width:
+        return [line]
+    code, mark, comment = line.partition("  # ")
+    if mark and code.lstrip().startswith("def "):
+        return [*laid_out(f"# {comment}", width), *laid_out(code, width)]
+    indent = line[: len(line) - len(line.lstrip())]
+    if "(" in line and (" = await " in line or line.startswith("def ")):
+        return _broken(line, indent, width)
+    more = "# " if line.startswith("#") else f"{indent}  "
+    return textwrap.wrap(
+        line, width, subsequent_indent=more, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _broken(line: str, indent: str, width: int) -> list[str]:
+    """Return a call or a definition on several lines, with as many of its parts on each as fit."""
+    parts: list[str] = []
+    depth, quote, opened, begin, end = 0, "", 0, 0, 0
+    escaped = False
+    for at, letter in enumerate(line):
+        if quote:
+            quote = "" if letter == quote and not escaped else quote
+            escaped = letter == "\\" and not escaped
+        elif letter in "\"'":
+            quote = letter
+        elif letter in "([{":
+            depth += 1
+            if depth == 1:
+                opened = begin = at + 1
+        elif letter in ")]}":
+            depth -= 1
+            if not depth:
+                end = at
+                break
+        elif letter == "," and depth == 1:
+            parts.append(line[begin : at + 1].strip())
+            begin = at + 1
+    if not end:
+        return [line]
+    if last := line[begin:end].strip():
+        # Behind the last index of a type, a comma would make it another type.
+        parts.append(last if line[opened - 1] == "[" else f"{last},")
+    inner = f"{indent}    "
+    found, filled = [line[:opened]], inner
+    for part in parts:
+        space = " " * (filled != inner)
+        if len(filled) + len(space) + len(part) <= width:
+            filled += space + part
+            continue
+        if filled != inner:
+            found.append(filled)
+        filled = inner + part
+        if len(filled) > width:
+            found += _broken(filled, inner, width)
+            filled = inner
+    return [*found, *([filled] if filled != inner else []), f"{indent}{line[end:]}"]
+
+
 def _read(name: str, path: Path, limit: int) -> bytes:
     data = read_file(name, path, limit)
     if data.lstrip()[:1] in (b"(", b";"):
@@ -144,7 +210,8 @@ def _component(name: str, path: Path, wasm: bytes, config: CacheConfig) -> Itera
     yield f"{name}: a component of WebAssembly, {len(wasm):,} bytes"
     made = " ".join(f"{tool} {version}".strip() for _, tool, version in component.producers)
     yield f"made by: {_shown(made or 'not known')}"
-    yield f"core modules: {len(component.modules)}, instantiated {len(component.instances)} times"
+    instances = _count(len(component.instances), "time")
+    yield f"core modules: {len(component.modules)}, instantiated {instances}"
     yours: dict[str, list[ImportedFunction]] = {}
     ours: dict[str, None] = {}
     for imported in component.imports:
@@ -162,8 +229,11 @@ def _component(name: str, path: Path, wasm: bytes, config: CacheConfig) -> Itera
         _, taken = take_apart(name, wasm, config.max_wasm_size, lambda: None)
     except WasmCacheError as error:
         yield f"`register` refuses it: {error}"
-        return
-    yield f"exports: {len(taken.functions) + len(taken.refused)} functions"
+        try:  # as it would be with a max_wasm_size that suffices
+            _, taken = take_apart(name, wasm, max(len(wasm), config.max_wasm_size), lambda: None)
+        except WasmCacheError:
+            return
+    yield f"exports: {_count(len(taken.functions) + len(taken.refused), 'function')}"
     for number, (export, reason) in enumerate(taken.refused.items()):
         if number == MAX_LISTED:
             yield f"  and {len(taken.refused) - MAX_LISTED:,} more that can't be registered"
@@ -191,7 +261,8 @@ def _component(name: str, path: Path, wasm: bytes, config: CacheConfig) -> Itera
         return
     yield ""
     yield "To begin with:"
-    first = functions[0]
+    # Toolchains add interfaces of their own, such as the `init` of Python's.
+    first = next((one for one in functions if "#" not in one.export), functions[0])
     made = _identifier(first.name)
     arguments = [_quoted(made), f"Path({_quoted(str(path))})"]
     if first.name != made or sum(one.name == first.name for one in functions) > 1:
@@ -211,6 +282,10 @@ def _component(name: str, path: Path, wasm: bytes, config: CacheConfig) -> Itera
 
 def _shown(text: str) -> str:
     return printable(text, MAX_SHOWN)
+
+
+def _count(number: int, one: str) -> str:
+    return f"{number:,} {one}{'s' * (number != 1)}"
 
 
 def _size(size: int) -> str:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from trio_wasmcache._core.wasm.editor import encode_module
 from trio_wasmcache._core.wasm.extism_kernel import KernelSettings, kernel
 from trio_wasmcache._core.wasm.formats import is_component
 from trio_wasmcache._core.wasm.reader import Export, FuncType, Import, Limits, read_module
-from trio_wasmcache._inspect import MAX_LISTED, inspect
+from trio_wasmcache._inspect import MAX_LISTED, inspect, laid_out
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*ROOT.glob("tests/udfs/**/*.wasm"), *ROOT.glob("examples/udfs/*.wasm")])
@@ -241,6 +242,66 @@ def test_a_go_program_is_told_how_to_be_a_library(tmp_path: Path) -> None:
     assert "kind: a program" in text
     assert "go build -buildmode=c-shared" in text
     assert 'export="_start"' in text
+
+
+def test_a_component_over_the_limit_is_described() -> None:
+    """After the refusal: the limit can be raised, and then it is what one has."""
+    path = ROOT / "examples" / "udfs" / "greet.component.wasm"
+    lines = list(inspect(path, CacheConfig(max_wasm_size=1000)))
+    (refused,) = [line for line in lines if line.startswith("`register` refuses it: ")]
+    assert "max_wasm_size is 1000: raise it" in refused
+    assert [line for line in lines if line != refused] == described(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_lines_are_laid_out_in_80_columns(path: Path) -> None:
+    """Without a loss; Python stays Python."""
+    for line in inspect(path):
+        parts = laid_out(line)
+        assert max(map(len, parts)) <= 80 or any(len(word) > 60 for word in line.split()), parts
+        code = line.lstrip()
+        if " = await " in line:
+            found, wanted = (
+                ast.dump(ast.parse(text)) for text in (textwrap.dedent("\n".join(parts)), code)
+            )
+            assert found == wanted
+        elif code.startswith("def "):
+            ast.parse("\n".join(parts))
+        elif not code.startswith("#"):
+            assert "".join("".join(parts).split()) == "".join(line.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "laid"),
+    [
+        ("short", ["short"]),
+        (
+            '    f = await cache.register("a, (b\\"", imports={"m": {"n": g, "o": h}}, x=(1, 2))',
+            [
+                "    f = await cache.register(",
+                '        "a, (b\\"",',
+                '        imports={"m": {"n": g, "o": h}},',
+                "        x=(1, 2),",
+                "    )",
+            ],
+        ),
+        (
+            "def f(one: int, two: list[tuple[int, str]]) -> int: ...  # f: func(one: s32)",
+            [
+                "# f: func(one: s32)",
+                "def f(",
+                "    one: int,",
+                "    two: list[tuple[int, str]],",
+                ") -> int: ...",
+            ],
+        ),
+        ("  by: this, that and others of a kind", ["  by: this, that and", "    others of a kind"]),
+        ("# a comment that is long", ["# a comment that is", "# long"]),
+    ],
+)
+def test_how_lines_are_laid_out(line: str, laid: list[str]) -> None:
+    """Broken behind commas that are in no brackets and in no text."""
+    assert laid_out(line, 22 if "of a kind" in line or line[0] == "#" else 40) == laid
 
 
 async def test_functions_of_text_get_a_line_of_their_own() -> None:
