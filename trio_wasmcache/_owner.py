@@ -146,10 +146,16 @@ class Owner:
         else:
             here = "this is another Trio run"
             way = f"use {way} in a worker thread (trio.to_thread.run_sync)"
+        others = ""
+        if waits and _current_token() is None:
+            others = "; under asyncio, use trio_wasmcache.aio, in threads trio_wasmcache.blocking"
+            if method == "acquire":
+                method = "acquire() or Function.call"
         asked = f"{method} must be used" if method in PROPERTIES else f"{method}() must be called"
         return RuntimeError(
             f"{asked} in the Trio run that opened the cache, but {here}; {way}, "
             "where token is trio.lowlevel.current_trio_token() of the run that opened it"
+            f"{others}"
         )
 
     def _busy(self, method: str) -> RuntimeError:

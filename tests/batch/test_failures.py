@@ -300,7 +300,10 @@ async def test_an_exception_of_a_host_function_comes_out_as_it_is(kit: Kit) -> N
             async with f.acquire() as lease:
                 await lease.map([range(10)])
         assert caught.value is problem
-        assert caught.value.__notes__ == ["in row 7 of a batch of f(i64)"]
+        assert caught.value.__notes__ == [
+            "in host function host.ask0, called by f(i64)",
+            "in row 7 of a batch of f(i64)",
+        ]
         assert cache.stats().evictions["corrupted"] == 1
         check_invariants(cache)
 

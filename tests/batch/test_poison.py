@@ -270,7 +270,10 @@ async def test_an_exception_of_a_host_function_ends_it(kit: Kit, isolation: str)
             with pytest.raises(KeyError) as caught:
                 await lease.map([[1, "x", 5, 2]], on_error="null")
             assert caught.value.row == 2  # type: ignore[attr-defined]
-            assert caught.value.__notes__ == ["in row 2 of a batch of asks(i64)"]
+            assert caught.value.__notes__ == [
+                "in host function host.ask, called by asks(i64)",
+                "in row 2 of a batch of asks(i64)",
+            ]
             assert (list(lease.row_errors), lease.row_error_count) == ([1], 1)
             with pytest.raises(trio.BrokenResourceError):
                 await lease.call(1)
@@ -543,7 +546,7 @@ async def test_what_is_kept_of_many_errors(real: WasmtimeKit) -> None:
                 assert (f"wasm trap: {code}" in str(error)) is True
                 assert f"row {error.row} of a batch" in str(error)
                 assert [frame.function for frame in error.frames] == (
-                    ["inner", "func[1]"] if whole else []
+                    ["inner", "run"] if whole else []
                 )
                 assert bool(error.values) is whole
                 assert error.__traceback__ is None

@@ -272,7 +272,10 @@ async def test_an_exception_of_a_host_function(real: WasmtimeKit) -> None:
         async with f.acquire() as lease:
             with pytest.raises(KeyError) as caught:
                 await lease.map([["x", "hhh"]])
-            assert caught.value.__notes__ == ["in row 1 of a batch of f(str)"]
+            assert caught.value.__notes__ == [
+                "in host function host.ask, called by f(str)",
+                "in row 1 of a batch of f(str)",
+            ]
         broken = await both(f, [["x", "b", "h"]])
         assert (type(broken), broken.row) == (AbiError, 1)
         check_invariants(cache)

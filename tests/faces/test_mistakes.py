@@ -5,6 +5,7 @@ A message is compared as a whole: it is what a new user reads first.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import importlib
 import io
@@ -759,7 +760,7 @@ LOOP = """(module (func (export "loop") (loop $again (br $again)))
 @mistake(
     FuelExhaustedError,
     "loop() called with () after 1000000000 units of fuel: all fuel is burnt; total_fuel is "
-    "1000000000: raise it, unless the guest is in an endless loop\n  func[0] at 0x",
+    "1000000000: raise it, unless the guest is in an endless loop\n  loop at 0x",
 )
 async def an_endless_loop(cache: InstanceCache) -> object:
     loop = await cache.register("loop", LOOP, args=())
@@ -1212,6 +1213,18 @@ async def a_host_function_that_calls_its_guest(cache: InstanceCache) -> object:
 
     function = await register_now(cache, now=HostFunction(again, params=()))
     return await function.call()
+
+
+@mistake(
+    RuntimeError,
+    "acquire() or Function.call() must be called in the Trio run that opened the cache, but this "
+    "is another thread; use trio.from_thread.run(..., trio_token=token), where token is "
+    "trio.lowlevel.current_trio_token() of the run that opened it; under asyncio, use "
+    "trio_wasmcache.aio, in threads trio_wasmcache.blocking",
+)
+async def a_call_in_another_event_loop(cache: InstanceCache) -> object:
+    function = cache.functions()[0]
+    return await trio.to_thread.run_sync(lambda: asyncio.run(function.call(7)))
 
 
 @mistake(

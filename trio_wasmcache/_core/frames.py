@@ -13,7 +13,8 @@ class Frame:
     """One function of the guest that was running when a call failed; see `GuestError.frames`."""
 
     function: str
-    """Name of the function, demangled and cut; ``"func[7]"`` in a module without names."""
+    """Name of the function, demangled and cut. In a module without names, that of its export, or
+    such as ``"func[7]"``."""
     offset: int | None = None
     """Position of the instruction in the bytes given to `register`; None if it is not known."""
     file: str | None = None

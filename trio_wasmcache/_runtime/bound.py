@@ -13,11 +13,13 @@ from .._core.config import CacheConfig, KiB
 from .._core.costs import copy_fuel
 from .._core.dumps import MAX_SIZE, Dump, DumpBook
 from .._core.errors import FuelExhaustedError, GuestError, StackOverflowError, TrapError
+from .._core.keys import MAX_NAME_LENGTH
 from .._core.output import last_words
 from .._core.policy.policy import Policy
 from .._core.policy.records import Entry, FunctionRecord, Instance, Need
 from .._core.portable import CallValues
 from .._core.tally import size_of
+from .._core.text import printable
 from .._core.tiers import Tier
 from .._core.wasm.admission import sharing
 from .._engine.base import (
@@ -289,6 +291,7 @@ class BoundFunction:
                 # Without one it is that of `Lease.invoke`, whose message says all.
                 limit = stack_limit(policy.config)
                 error.args = (f"{error.args[0]}; {limit}", *error.args[1:])
+            self._name_frames(error)
             self._say_refusal(error)
             if isinstance(error, TrapError) and (note := getattr(self.binding, "trap_note", "")):
                 error.args = (f"{error.args[0]}; {note}", *error.args[1:])
@@ -297,6 +300,28 @@ class BoundFunction:
                 error.args = (f"{error.args[0]}; it had reported: {words}", *error.args[1:])
             return self.complete(error, values, fuel)
         return None
+
+    def _name_frames(self, error: GuestError) -> None:
+        """Give functions without a name that of their export, as in a module that was stripped."""
+        exports = self.definition.module.artifact.info.exports
+        names: dict[str, str] = {}  # {what stands for the name: the export}
+        for frame in error.frames:
+            part, index, _ = frame.place or (b"", -1, 0)
+            if frame.function == f"func[{index}]" and not part:  # of no graph
+                for one in exports:
+                    if one.kind == "func" and one.index == index:
+                        names[frame.function] = printable(one.name, MAX_NAME_LENGTH)
+                        break
+        if not names:
+            return
+        error.frames = tuple(
+            evolve(one, function=names.get(one.function, one.function)) for one in error.frames
+        )
+        lines = []
+        for line in error.backtrace:
+            label, space, rest = line.partition(" ")
+            lines.append(f"{names.get(label, label)}{space}{rest}")
+        error.backtrace = tuple(lines)
 
     def _say_refusal(self, error: GuestError) -> None:
         """Add to the error of a guest how much memory it was refused."""
