@@ -54,6 +54,7 @@ from trio_wasmcache import (
     ScyllaAbi,
     SignatureError,
     StackOverflowError,
+    TrapError,
     UnknownFunctionError,
     aio,
     blocking,
@@ -270,6 +271,23 @@ async def returns_left_out_under_the_buffer_abi(cache: InstanceCache) -> object:
 )
 async def a_misspelt_export(cache: InstanceCache) -> object:
     return await cache.register("fob", FIB, args=("i64",), returns="i64")
+
+
+@mistake(
+    TrapError,
+    "text(str) called with ('x') after 9 units of fuel: wasm trap: unreachable; the library "
+    "called 'free' to free the arguments, or the result: for a result that is no memory of the "
+    'allocator, such as a static text, give BufferAbi(result_of="guest"); for halves of a number '
+    'in the other order, result="packed_low"\n  free at 0x',
+)
+async def a_static_text_as_the_result(cache: InstanceCache) -> object:
+    static = """(module (memory (export "memory") 1) (data (i32.const 8) "ok")
+        (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+        (func (export "free") (param i32)
+            (if (i32.eq (local.get 0) (i32.const 8)) (then (unreachable))))
+        (func (export "text") (param i32 i32) (result i64) (i64.const 0x800000002)))"""
+    text = await cache.register("text", static, args=("str",), returns="str", abi="buffer")
+    return await text.call("x")
 
 
 MALLOC = """(module (memory (export "memory") 1)

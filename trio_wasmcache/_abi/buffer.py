@@ -222,6 +222,21 @@ class BufferBinding:
         """Return the name of an argument for messages."""
         return f"argument {number} of {self.what}"
 
+    def note_of_trap(self, called: str) -> str:
+        """Return words for the message of a trap, if the library has called the freeing export.
+
+        Args:
+            called: name of the outermost function that was running.
+        """
+        free = self.allocator.free
+        if not self.free_result or free is None or called.strip("_") != free.strip("_"):
+            return ""
+        return (
+            f"the library called {free!r} to free the arguments, or the result: for a result that "
+            'is no memory of the allocator, such as a static text, give BufferAbi(result_of="guest"'
+            '); for halves of a number in the other order, result="packed_low"'
+        )
+
     def explain(self, values: tuple[object, ...]) -> Exception:
         return self.misfit(values) or TypeError(f"{self.what}: {shown(values)} can't be passed")
 

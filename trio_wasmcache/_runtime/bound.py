@@ -293,8 +293,12 @@ class BoundFunction:
                 error.args = (f"{error.args[0]}; {limit}", *error.args[1:])
             self._name_frames(error)
             self._say_refusal(error)
-            if isinstance(error, TrapError) and (note := getattr(self.binding, "trap_note", "")):
-                error.args = (f"{error.args[0]}; {note}", *error.args[1:])
+            if isinstance(error, TrapError):
+                note = getattr(self.binding, "trap_note", "")
+                if hasattr(self.binding, "note_of_trap") and error.frames:
+                    note = self.binding.note_of_trap(error.frames[-1].function)
+                if note:
+                    error.args = (f"{error.args[0]}; {note}", *error.args[1:])
             reported = getattr(self.binding, "reported_error", None)
             if reported is not None and (words := reported(self.native)):
                 error.args = (f"{error.args[0]}; it had reported: {words}", *error.args[1:])
