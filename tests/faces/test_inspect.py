@@ -295,6 +295,16 @@ def test_lines_are_laid_out_in_80_columns(path: Path) -> None:
                 ") -> int: ...",
             ],
         ),
+        (
+            "def f(one: dict[str, tuple[int, float, bytes]]) -> int: ...",
+            [
+                "def f(",
+                "    one: dict[",
+                "        str, tuple[int, float, bytes]",
+                "    ],",
+                ") -> int: ...",
+            ],
+        ),
         ("  by: this, that and others of a kind", ["  by: this, that and", "    others of a kind"]),
         ("# a comment that is long", ["# a comment that is", "# long"]),
     ],

@@ -146,6 +146,21 @@ def test_a_wait_that_was_given_up(tmp_path: Path, capsys: Capture) -> None:
     assert texts(story)[2:] == ["ended without an instance: Cancelled"]
 
 
+def test_a_wait_whose_instance_another_got(tmp_path: Path, capsys: Capture) -> None:
+    """Before it was given up: that says nothing about the turn of its task."""
+    log = Log()
+    log.opened()
+    log.requested(1.0, 2)
+    log.add(1.0, waiting(Blocked, request=2, waits_for="an instance"))
+    log.recycled(1.25, request=5, held_seconds=2.0)
+    log.add(1.75, waiting(Abandoned, request=2, error="Cancelled"))
+    (story,) = tell(capsys, log, tmp_path / "log")
+    assert texts(story)[1] == (
+        "waited 750 ms for an instance behind request 5, f(i64) in group main, whose lease lasted "
+        "2.0 s"
+    )
+
+
 def test_a_wait_for_a_token_that_was_given_up(tmp_path: Path, capsys: Capture) -> None:
     """It has no request, and is found by a field of the application's, alone or beside requests.
 
