@@ -522,8 +522,8 @@ async def test_either_all_functions_are_registered_or_none() -> None:
         with pytest.raises(DuplicateFunctionError) as caught:
             await cache.register_component(SMALL, replace=True)  # two interfaces have one
         assert str(caught.value) == (
-            "component *: demo:small/first@0.2.1#add and demo:small/second@1.4.0#add have the same "
-            "name and types: register one interface at a time, such as interface="
+            "register_component(): demo:small/first@0.2.1#add and demo:small/second@1.4.0#add have "
+            "the same name and types: register one interface at a time, such as interface="
             "'demo:small/first@0.2.1', each with a prefix= of its own"
         )
         assert cache.functions() == ()
