@@ -914,8 +914,21 @@ class Model:
         """Whether other code has come in the place of its own."""
         many = len(self.live(instance.key)) > instance.key[0].concurrency
         beside = any(not it.outdated for it in self.idle_of(instance.key))
-        fits = instance.made.code + self.stack <= self.max_code
-        return "promoted" if instance.outdated and (many or beside or not fits) else None
+        unfit = self.lacking(instance) is not None
+        return "promoted" if instance.outdated and (many or beside or unfit) else None
+
+    def lacking(self, instance: MInstance) -> str | None:
+        """What it would lack in an empty cache."""
+        made = instance.made
+        if made.code + self.stack > self.max_code:
+            return "code"
+        alone = made.space + made.code, made.mappings + 1
+        return None if self.may_reserve(*alone) else "address_space"
+
+    def evict_unfit(self, instances: list[MInstance], out: Outcome) -> None:
+        for it in instances:
+            if it.outdated and (reason := self.lacking(it)) is not None:
+                self.evict(it, reason, out)
 
     def promote(self, function: MFunction, made: MCode) -> Outcome:
         """New ones are made of that code."""
@@ -931,6 +944,9 @@ class Model:
         function.promoted = True
         function.module, function.code = made.module, made.code
         function.space, function.mappings = made.space, made.mappings
+        for key in self.keys:
+            if key[0] is function:
+                self.evict_unfit(self.idle_of(key), out)
         self.settle(out)
         return out
 
@@ -1174,9 +1190,7 @@ class Model:
         for it in self.idle():
             if it.size > max_instance_size:
                 self.evict(it, "oversized", out)
-        for it in self.idle():
-            if it.outdated and it.made.code + self.stack > max_code:
-                self.evict(it, "code", out)
+        self.evict_unfit(self.idle(), out)
         while self.total_size() > max_size and (victim := self.victim("size", self.for_size(None))):
             self.evict(victim, "size", out)
         self.trim(out)

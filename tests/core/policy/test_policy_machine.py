@@ -1029,7 +1029,35 @@ def test_between_equal_modules_a_use_counts_of_an_instance_that_is_gone(*, earli
     machine.teardown()
 
 
-@pytest.mark.parametrize("seed", range(settings().max_examples // 4))
+@pytest.mark.parametrize("lower", [{"max_code": 4}, {"max_space": 4}])
+def test_nobody_waits_for_a_seat_that_can_never_be_loaded(lower: dict[str, int]) -> None:
+    """A promotion evicts what lower limits have left of large code, as nobody could run it."""
+    machine = PolicyMachine()
+    limits = {
+        **draw_limits(Random(0), True, "lru"),
+        "max_size": 400,
+        "max_instances": 9,
+        "max_code": 20,
+        "max_space": 20,
+        "idle_timeout": 1000.0,
+        "max_instance_size": 100,
+        "max_running": None,
+    }
+    machine.open(limits, [4, 4, 4, 4], 1, None)
+    function = machine.live_functions()[1]
+    assert function.space > 0
+    machine.use(0, 1, 0, 10, True)
+    machine.resize({**limits, **lower})
+    assert [it.seat for it in machine.model.instances] == [True]
+    machine.promote(1)
+    assert (function.code, machine.model.instances) == (1, [])
+    machine.acquire(0, 1, 0)
+    assert [it.stage for it in machine.model.requests] == ["loading"]
+    machine.nobody_waits_in_vain()
+    machine.teardown()
+
+
+@pytest.mark.parametrize("seed", [*range(settings().max_examples // 4), 372])
 def test_the_policy_agrees_with_the_model_on_a_long_walk(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ a time. Each eviction and unload is recorded in the `Step` that the pool receive
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -683,12 +683,31 @@ class Instances:
         return instance.outdated and (
             entry.live > entry.function.concurrency
             or any(not it.outdated for it in entry.idle)
-            or not self._may_run(instance.module)
+            or self._lacking(instance) is not None
         )
 
-    def _may_run(self, module: Module) -> bool:
-        """Return whether an empty cache could run an instance of a module."""
-        return module.code_size + self.ledger.stack_size <= self.config.max_code_size
+    def evict_unfit(self, idle: Iterable[Instance], now: float, result: Step) -> None:
+        """Evict those of an earlier module that an empty cache could not run.
+
+        A request is checked for the module of new instances: it would wait for ever for room for
+        such a one.
+        """
+        for instance in idle:
+            if instance.outdated and (reason := self._lacking(instance)) is not None:
+                self.evict(instance, reason, now, result)
+
+    def _lacking(self, instance: Instance) -> Reason | None:
+        """Return what an instance lacks even in an empty cache, loaded anew; None: nothing."""
+        module = instance.module
+        if module.code_size + self.ledger.stack_size > self.config.max_code_size:
+            return Reason.CODE
+        space, mappings = instance.entry.function.reserved(module)
+        if (
+            space + module.code_size > self.space_limit
+            or mappings + module.mappings > self.mapping_limit
+        ):
+            return Reason.ADDRESS_SPACE
+        return None
 
     def evict_entry(self, entry: Entry, reason: Reason, now: float, result: Step) -> None:
         """Evict all idle instances of `entry`, the least recently used first."""
@@ -810,9 +829,7 @@ class Instances:
         limit = config.max_instance_size
         for instance in [instance for instance in self.lru if instance.size > limit]:
             self.evict(instance, Reason.OVERSIZED, now, result, limit)
-        # A request is checked for the module of new instances, so that these would wait for ever.
-        for instance in [it for it in self.lru if it.outdated and not self._may_run(it.module)]:
-            self.evict(instance, Reason.CODE, now, result)
+        self.evict_unfit(self.lru.members(), now, result)
         self._shrink(now, result)
         self.trim(now, result)
 

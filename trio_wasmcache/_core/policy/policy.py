@@ -849,7 +849,8 @@ class Policy:
         """Have new instances of a function made of another module: its optimized code is ready.
 
         Everything else of the function stays as it is. Instances of the earlier module stay, and
-        are hits, until `upgrade` puts others in their places.
+        are hits, until `upgrade` puts others in their places. Only those go that the limits of the
+        moment, which may be lower than when they were made, would not let run.
 
         Args:
             function: the function, which is not retired.
@@ -866,11 +867,12 @@ class Policy:
         self._epoch += 1
         self._instances.check_fits(function, module, reserved)
         function.promote(module, *reserved)
-        for entry in function.entries.values():
+        result = Step()
+        for entry in list(function.entries.values()):
+            self._instances.evict_unfit(list(entry.idle), now, result)
             for instance in (*entry.idle, *(request.instance for request in entry.claims)):
                 if instance is not None:
                     instance.report_rest()
-        result = Step()
         self._pump_room(now, result)
         return result
 
