@@ -108,15 +108,22 @@ def main() -> None:
 
 
 def measure(names: Sequence[str], options: argparse.Namespace) -> list[Result]:
-    """The rows of all suites, once, shown as they come."""
+    """The rows of all suites, once, shown as they come.
+
+    Several suites have a process each: otherwise, what one does to the heap and to the processor's
+    caches would be in the figures of the next.
+    """
     report = Report()
     for name in names:
         print(f"-- {name}", flush=True)
         report.suite = name
-        suite = importlib.import_module(f"{__package__}.{name}")
-        trio.run(suite.run, report, options.quick)
-        if options.instructions and name in COUNTABLE:
-            report.extend(counted(name))
+        if len(names) > 1 or options.runs > 1:
+            report.extend(apart(sys.executable, name, options))
+        else:
+            suite = importlib.import_module(f"{__package__}.{name}")
+            trio.run(suite.run, report, options.quick)
+            if options.instructions and name in COUNTABLE:
+                report.extend(counted(name))
         for python in options.beside:
             print(f"-- {name}, {python}", flush=True)
             report.extend(beside(python, name, options))
@@ -132,7 +139,7 @@ def counted(suite: str) -> list[Result]:
         return results(figures)
 
 
-def beside(python: str, suite: str, options: argparse.Namespace) -> Sequence[Result]:
+def beside(python: str, suite: str, options: argparse.Namespace) -> list[Result]:
     """The rows of a suite with another interpreter."""
     version = subprocess.run(
         [python, "-c", "import platform; print(platform.python_version())"],
@@ -140,6 +147,14 @@ def beside(python: str, suite: str, options: argparse.Namespace) -> Sequence[Res
         text=True,
         check=True,
     ).stdout.strip()
+    return [
+        attrs.evolve(result, name=f"{version}: {result.name}", python=version)
+        for result in apart(python, suite, options)
+    ]
+
+
+def apart(python: str, suite: str, options: argparse.Namespace) -> list[Result]:
+    """The rows of a suite in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.json"
         command = [python, "-m", "tests.bench", suite, "--json", str(figures)]
@@ -148,10 +163,7 @@ def beside(python: str, suite: str, options: argparse.Namespace) -> Sequence[Res
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode not in (0, 1) or not figures.exists():
             raise SystemExit(f"{python} has failed: {done.stderr}")
-        return [
-            attrs.evolve(result, name=f"{version}: {result.name}", python=version)
-            for result in results(figures)
-        ]
+        return results(figures)
 
 
 def results(figures: Path) -> list[Result]:
