@@ -243,6 +243,37 @@ def test_a_fork_waits_for_an_import() -> None:
     assert done.returncode == 7, done.stderr
 
 
+# Forks while this thread itself imports, and in the child, whose thread goes on with that.
+FORKING_ITSELF = """
+import os, threading
+from trio_wasmcache._threads import importing
+
+def fork():
+    with importing:
+        child = os.fork()
+    assert not importing.held
+    with importing:
+        assert importing.held
+    if not child:
+        os._exit(7)
+    status.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+status = []
+thread = threading.Thread(target=fork)
+thread.start()
+thread.join()
+os._exit(status[0])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_does_not_wait_for_its_own_thread() -> None:
+    """What is imported may fork."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING_ITSELF]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 7, done.stderr
+
+
 # Says what other threads than the main one import, and whether a fork would wait for that.
 IMPORTING = """
 import importlib.abc, pathlib, sys, threading
@@ -259,7 +290,8 @@ KINDS = {"plain": {}, "reset": {"isolation": "reset"}, "set": {"prepare": (Prepa
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if threading.current_thread() is not threading.main_thread():
-            print("held" if importing._is_owned() else "late", name)
+            said = "held" if importing.held else "late"
+            sys.stdout.write(f"{said} {name}\\n")  # at once, as threads take turns
 
 async def main():
     async with trio_wasmcache.open_cache(CacheConfig()) as cache:

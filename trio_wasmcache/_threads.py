@@ -109,10 +109,48 @@ class _Answer(Generic[T]):
         self._result = None
 
 
-importing = threading.RLock()
-"""Held while a module is imported in a thread, and while the process forks: the child would have a
-half of the module, whose lock no thread would ever release. What runs in a thread holds it around
-each statement that imports, and each call of what may import something late."""
+class _Importing:
+    """Held by threads that import something: any number at a time, while no thread forks.
+
+    A child would have a half of the module, whose lock no thread would ever release. So what runs
+    in a thread holds this around each statement that imports, and each call of what may import
+    something late, and a fork waits until no other thread holds it.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._holders: dict[int, int] = {}  # {identity of a thread: how often it holds this}
+
+    @property
+    def held(self) -> bool:
+        """Whether this thread holds it."""
+        return threading.get_ident() in self._holders
+
+    def __enter__(self) -> None:
+        with self._changed:
+            thread = threading.get_ident()
+            self._holders[thread] = self._holders.get(thread, 0) + 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            thread = threading.get_ident()
+            self._holders[thread] -= 1
+            if not self._holders[thread]:
+                del self._holders[thread]
+                self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        """Wait for other threads that hold it, and let none begin."""
+        self._changed.acquire()
+        while self._holders.keys() - {threading.get_ident()}:
+            self._changed.wait()
+
+    def after_fork(self) -> None:
+        """Let threads hold it again, in the parent and in the child."""
+        self._changed.release()
+
+
+importing = _Importing()
 
 
 def _import(name: str) -> ModuleType:
@@ -122,9 +160,9 @@ def _import(name: str) -> ModuleType:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=importing.acquire,
-        after_in_parent=importing.release,
-        after_in_child=importing.release,
+        before=importing.before_fork,
+        after_in_parent=importing.after_fork,
+        after_in_child=importing.after_fork,
     )
 
 
