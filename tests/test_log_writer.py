@@ -386,6 +386,24 @@ async def test_a_dead_sink_without_a_stderr(
     assert capsys.readouterr() == ("", "")
 
 
+class ExitingStream(io.StringIO):
+    """A stderr of an application's own that ends whoever writes to it."""
+
+    def write(self, text: str) -> int:
+        raise SystemExit(text)
+
+
+async def test_no_stderr_ends_the_thread_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises, later events are written."""
+    logger = BrokenLogger(OSError)
+    monkeypatch.setattr(sys, "stderr", ExitingStream())
+    writer = ThreadedLogWriter(logger)
+    for number in range(8):
+        writer.add(fact(number), 1.0)
+    await writer.close(60)
+    assert (writer.failures, len(logger.lines), writer.lost) == (4, 4, 0)
+
+
 async def test_a_snapshot_that_can_not_be_rendered_ends_nothing() -> None:
     """It is counted as a failure, and the next one is written."""
     logger = ListLogger()

@@ -194,7 +194,9 @@ def _report(event: str, label: str, error: BaseException) -> None:
     Neither by `warnings`, which a program may turn into errors, nor by `logging`, which may be the
     sink that has failed.
     """
-    with contextlib.suppress(Exception):  # stderr may be closed, and an error have no text
+    # Stderr may be closed, or the application's own; an error may have no text. Whatever that
+    # raises, `SystemExit` included, must not end the log's thread.
+    with contextlib.suppress(BaseException):
         if sys.stderr is None:
             return
         cache = f"trio_wasmcache ({label})" if label else "trio_wasmcache"

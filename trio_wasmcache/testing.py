@@ -96,6 +96,7 @@ async def open_fake_cache(
     assert engine.loaded_modules == 0, f"{engine.loaded_modules} modules were never unloaded"
 
 
+@trio.lowlevel.enable_ki_protection
 def snapshot(cache: InstanceCache) -> CacheSnapshot:
     """Return the inside of a cache at this moment: frozen values, for tests to compare.
 
@@ -119,6 +120,7 @@ def snapshot(cache: InstanceCache) -> CacheSnapshot:
     return parts.statistics.look_inside()
 
 
+@trio.lowlevel.enable_ki_protection
 def check_invariants(cache: InstanceCache) -> None:
     """Compare the cache's books with each other and with its instances; this changes nothing.
 

@@ -113,8 +113,8 @@ ANYWHERE: dict[str, Callable[[Parts], Any]] = {
 
 def drive(result: Any) -> Any:
     """What is awaited is begun by hand: nothing here could go on with it."""
-    if not isinstance(result, Awaitable):
-        return result
+    if isinstance(result, Lease) or not isinstance(result, Awaitable):
+        return result  # to await a lease is refused everywhere
     step = result.__await__()
     try:
         return step.send(None)
@@ -209,7 +209,7 @@ async def test_another_thread_and_another_run_are_refused(runs: bool) -> None:
     async def elsewhere(p: Parts, how: Callable[[Parts], Any]) -> None:
         async def main() -> None:
             result = how(p)
-            if isinstance(result, Awaitable):
+            if isinstance(result, Awaitable) and not isinstance(result, Lease):
                 await result
 
         if runs:

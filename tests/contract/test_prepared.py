@@ -98,7 +98,7 @@ async def test_a_host_function_that_is_not_pure_is_refused(kit: Kit) -> None:
 
 @pytest.mark.parametrize("error", [KeyError(5), UnknownFunctionError("g"), ValueError("a", "b")])
 async def test_an_error_of_a_pure_host_function_is_unchanged(kit: Kit, error: Exception) -> None:
-    """But for a note, which says in which call it was raised, and what to do."""
+    """But for notes, which say where and in which call it was raised, and what to do."""
     async with kit.open() as cache:
 
         def fail(_value: int) -> int:
@@ -107,7 +107,8 @@ async def test_an_error_of_a_pure_host_function_is_unchanged(kit: Kit, error: Ex
         host = HostFunction(fail, ("i64",), ("i64",), pure=True)
         with pytest.raises(type(error)) as caught:
             await add(cache, "f", kit.asking(), imports={"host": {"ask": host}}, prepare=ONCE)
-        (note,) = caught.value.__notes__
+        where, note = caught.value.__notes__
+        assert where == "in host function host.ask, called by run(i64)"
         assert note.startswith("in call 1 of prepare, run(5) of f(i64): ")
         assert note.endswith("let it return a value, or leave the call out of prepare")
         error.__notes__.clear()

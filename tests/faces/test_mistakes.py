@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import importlib
 import io
 import logging
 import pickle
 import re
 import sys
+import types
 from array import array
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -465,6 +467,18 @@ async def a_host_function_of_too_many_parameters(_cache: InstanceCache) -> objec
 
     zero.__qualname__ = "zero"
     return HostFunction(zero, results=("i64",))
+
+
+def test_host_functions_that_say_little_of_their_parameters_are_taken() -> None:
+    """Of what is not written in Python the parameters may be unknown: the call will tell."""
+
+    class Price:
+        @functools.lru_cache  # noqa: B019
+        def each(self, number: int) -> int:
+            return number
+
+    for fn in (Price().each, types.MethodType(min, 3), types.MethodType(int, "7"), max):
+        HostFunction(fn, params=("i64",), results=("i64",))
 
 
 # -- leases and groups

@@ -35,7 +35,7 @@ from .._engine.base import (
 )
 from .._runtime.call import Call
 from .._runtime.runner import Job
-from .._runtime.user_code import is_of_guest
+from .._runtime.user_code import add_note, is_of_guest
 from .byte_columns import row_values
 from .collectors import BytesSink, Sink
 from .columns import Column
@@ -549,8 +549,8 @@ class Chunks:
 
 def blame(error: Exception, row: int, what: object) -> None:
     """Add its row to an exception that is not the guest's, as of a host function."""
+    add_note(error, f"in row {row} of a batch of {what}")
     with contextlib.suppress(Exception):  # of a class that takes no attributes
-        error.add_note(f"in row {row} of a batch of {what}")
         if getattr(error, "row", None) is None:
             error.row = row  # type: ignore[attr-defined]
 

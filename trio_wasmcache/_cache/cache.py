@@ -1085,6 +1085,7 @@ class InstanceCache:
         idle = () if functions else unused
         return await self._profiler.run(seconds, functions, idle, group, self._groups.find())
 
+    @trio.lowlevel.enable_ki_protection
     def entries(self) -> tuple[trio_wasmcache.EntryInfo, ...]:
         """Return an `EntryInfo` for each function and group with instances or waiters.
 

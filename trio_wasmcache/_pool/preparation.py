@@ -50,6 +50,7 @@ from .._runtime.module import CachedModule
 from .._runtime.prepare import Prepare, Prepared
 from .._runtime.source_lines import SourceLines
 from .._runtime.start import Start
+from .._runtime.user_code import add_note
 from .._runtime.wit_function import WitFunction
 from .._runtime.wit_host import WitHost
 from .._threads import run_in_thread
@@ -465,11 +466,11 @@ class Preparing:
             if type(error) in (TypeError, ValueError, OverflowError) and len(error.args) == 1:
                 error.args = (f"{self._what}: in {where}: {error.args[0]}",)
             else:
-                error.add_note(self._note(where))
+                add_note(error, self._note(where))
             raise
         except Exception as error:
             if not isinstance(error, trio.ClosedResourceError):
-                error.add_note(self._note(where))
+                add_note(error, self._note(where))
             raise
 
     def _note(self, where: str) -> str:

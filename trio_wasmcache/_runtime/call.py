@@ -9,7 +9,6 @@ other call, and is dropped when its lease ends.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, TypeVarTuple, Unpack, final
@@ -44,11 +43,12 @@ from .._engine.base import (
 )
 from .activity import Activity, OutputLog
 from .bound import BoundFunction, Failure
-from .host import AnyHost
+from .host import AnyHost, HostFunction
 from .metered import MeteredGuest
 from .relief import Relief, Reserved
 from .results import ResultBook, ResultMemory
 from .runner import Job, Runner
+from .user_code import add_note
 
 if TYPE_CHECKING:
     from .._core.wasm.graph import FromPart
@@ -598,14 +598,12 @@ class Call(Activity):
         module = self.bound.definition.module
         made, host = module.host_imports[index], module.hosts[index]
         # That of a component is imported by a part that this library has made.
-        of_wit = getattr(getattr(host, "function", None), "what", None)
+        inner = getattr(host, "function", None)
+        of_wit = None if isinstance(inner, HostFunction) else getattr(inner, "what", None)
         what = f"host function {import_name(made.module, made.name)}"
         if isinstance(of_wit, str):
             what = of_wit if of_wit.startswith("host function") else f"host function {of_wit}"
-        note = f"in {what}, called by {self.bound.entry.function.key}"
-        with contextlib.suppress(Exception):  # of a class that takes no attributes
-            if note not in getattr(error, "__notes__", ()):
-                error.add_note(note)
+        add_note(error, f"in {what}, called by {self.bound.entry.function.key}")
 
     def fail(self, error: BaseException, values: tuple[object, ...]) -> None:
         """Note that the call failed half-way, and complete the error with its facts."""

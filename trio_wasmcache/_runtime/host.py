@@ -157,7 +157,9 @@ class HostFunction:
         left_out = isinstance(self.params, _Default)
         if not inspect.isfunction(fn) and not inspect.ismethod(fn):
             return
-        if hasattr(fn, "__signature__"):
+        # A method may be of any callable: of one in C, or of one that says what it likes.
+        plain = getattr(fn, "__func__", fn)
+        if not inspect.isfunction(plain) or hasattr(plain, "__signature__"):
             return
         try:
             # Not that of a function that it wraps, which may take others.

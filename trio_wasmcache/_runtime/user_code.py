@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import weakref
 from collections.abc import Awaitable, Callable
@@ -69,6 +70,18 @@ def is_of_guest(error: BaseException) -> bool:
         and not error.function
         and (error not in _raised or error in _invoked)
     )
+
+
+# More of ours on one exception, which may be raised again for ever, tell nothing new.
+MAX_NOTES = 16
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception of user code, unless it has that one, or too many."""
+    with contextlib.suppress(Exception):  # of a class that takes no attributes
+        notes = getattr(error, "__notes__", ())
+        if note not in notes and len(notes) < MAX_NOTES:
+            error.add_note(note)
 
 
 def identity(fn: object) -> object:
