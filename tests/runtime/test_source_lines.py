@@ -27,6 +27,7 @@ from trio_wasmcache._core.wasm import dwarf
 from trio_wasmcache._core.wasm.custom import DebugSections, find_custom_sections
 from trio_wasmcache._core.wasm.editor import name_bytes, section
 from trio_wasmcache._runtime import source_lines
+from trio_wasmcache._runtime.bound import MAX_SEARCHED
 from trio_wasmcache.testing import check_invariants
 
 TOOLCHAINS = Path(__file__).parents[1] / "udfs" / "toolchains"
@@ -388,3 +389,20 @@ def book_of_sections(cache: InstanceCache) -> int:
 def test_a_frame_shows_what_is_known(frame: Frame, shown: str) -> None:
     """As it stands in messages."""
     assert str(frame) == shown
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [(0, ("one", "func[2]")), (MAX_SEARCHED, ("func[1]", "func[2]"))],
+)
+async def test_exports_name_functions_without_names(more: int, names: tuple[str, ...]) -> None:
+    """By the first that has a name, unless there are so many that each trap would cost much."""
+    exports = "".join(f'(export "{number}" (func 0))' for number in range(more))
+    wasm = f"""(module (func) (func (unreachable)) (func (call 1))
+        (export "" (func 1)) (export "one" (func 1)) (export "again" (func 1))
+        (func (export "run") (call 2)) {exports})"""
+    async with quiet_cache() as cache:
+        run = await cache.register("run", wasm, args=())
+        with pytest.raises(TrapError) as caught:
+            await run.call()
+    assert tuple(frame.function for frame in caught.value.frames[:2]) == names

@@ -134,7 +134,7 @@ def spelt_out(name: str, known: Iterable[FunctionKey]) -> tuple[FunctionKey, ...
 
     If none has these types, all of that name; at most four, and none if there are no types in it.
     """
-    head, _, rest = name.partition("(")
+    head, _, rest = name.rpartition("(")
     if not rest.endswith(")") or len(name) > MAX_SHOWN:
         return ()
     named = [key for key in known if key.name == head.strip()]

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 Begin: TypeAlias = Callable[[Sequence[object], int], Value]
 """Begins a call: see `GuestFunction.begin`."""
+# Exports among which names are looked for. A guest can have 50,000, and fail as often as it likes.
+MAX_SEARCHED = 1000
 
 
 @final
@@ -308,14 +310,20 @@ class BoundFunction:
     def _name_frames(self, error: GuestError) -> None:
         """Give functions without a name that of their export, as in a module that was stripped."""
         exports = self.definition.module.artifact.info.exports
-        names: dict[str, str] = {}  # {what stands for the name: the export}
-        for frame in error.frames:
-            part, index, _ = frame.place or (b"", -1, 0)
-            if frame.function == f"func[{index}]" and not part:  # of no graph
-                for one in exports:
-                    if one.kind == "func" and one.index == index:
-                        names[frame.function] = printable(one.name, MAX_NAME_LENGTH)
-                        break
+        # Those of no graph that have no name, {index of the function: what stands for its name}.
+        unnamed = {
+            index: frame.function
+            for frame in error.frames
+            for part, index, _ in [frame.place or (b"", -1, 0)]
+            if frame.function == f"func[{index}]" and not part
+        }
+        if not unnamed or len(exports) > MAX_SEARCHED:
+            return
+        names = {
+            unnamed[one.index]: printable(one.name, MAX_NAME_LENGTH)
+            for one in reversed(exports)  # the first name of a function is the one that stays
+            if one.kind == "func" and one.index in unnamed and one.name.strip()
+        }
         if not names:
             return
         error.frames = tuple(
