@@ -281,7 +281,7 @@ def _passed(story: Story, event: Fields) -> str:
 def _prepared(event: Fields) -> str:
     held, fuel = seconds(event["held_seconds"]), event["fuel"]
     if event["instance"] is None:
-        return f"ended without an instance: {cite(event['error'])}"
+        return f"ended without an instance: {cite(event['error'] or '?')}"
     if event["error"] is not None:
         return f"could not be prepared: {cite(event['error'])} after {held}"
     return f"was prepared in {held}, with {fuel:,} units of fuel"

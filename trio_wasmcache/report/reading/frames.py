@@ -197,9 +197,12 @@ class Parser:
         if name not in types:
             tally(self.unknown, name)
             return False
+        absent = KINDS[name].absent
         for field, kinds in types[name].items():
             value = event.get(field)
-            if is_endless(value, kinds) or (value is None and field in OPTIONAL):
+            if value is None and field in absent:
+                event[field] = absent[field]
+            elif is_endless(value, kinds):
                 event[field] = None
             elif not fits(value, kinds):
                 self.damaged += 1

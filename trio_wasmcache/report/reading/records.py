@@ -21,8 +21,8 @@ from .schema import STAMP_TYPES, item_type, types_of
 
 # Numbers from here on are no sizes and no times. polars refuses whole ones itself.
 ABSURD = 2**63
-# Fields added after the first logs of this schema were written: a log may lack them, and they are
-# None in its events.
+# Fields without a default that were added after the first logs of this schema were written: a log
+# may lack them, and they are None in its events. See `Kind.absent` for all that it may lack.
 OPTIONAL = frozenset(
     {"label", "deadline_seconds", "task", "blocked", "seat", "fuel"}
     | {"address_space_bytes", "mappings", "module_mappings"}
@@ -70,6 +70,9 @@ class Kind:
     """Fetches the stamps and the values of all fields."""
     reason: int | None
     """Index of the field that is the reason; None: there is none."""
+    absent: dict[str, object]
+    """{field that a line may lack: its value then}: in logs of older versions, which did not have
+    it, and of processors that drop nulls."""
     lists: tuple[tuple[int, ItemKind], ...] = ()
     """Indices of the fields with lists of items, and their kinds."""
     known: dict[tuple[type, ...], Callable[[Any], tuple[float, ...]]] = Factory(dict)
@@ -92,12 +95,18 @@ class Kind:
 def _kind_of(event: type[Event]) -> Kind:
     types = types_of(event)
     names = tuple(types)
+    absent = {
+        name: getattr(event, name, None)
+        for name, kinds in types.items()
+        if hasattr(event, name) or NoneType in kinds or name in OPTIONAL
+    }
     return Kind(
         event,
         names,
         {**STAMP_TYPES, **types},
         itemgetter(*STAMPS, *names),
         names.index("reason") if "reason" in names else None,
+        {"label": None, **absent},
         tuple(
             (names.index(name), ItemKind(item, tuple(types_of(item).items())))
             for name, hint in get_type_hints(event).items()

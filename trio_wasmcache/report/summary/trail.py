@@ -162,10 +162,10 @@ class Trail:
             plain = [
                 (name, value)
                 for name, value in self.conditions
-                if _FIELD.fullmatch(name) and _PLAIN.fullmatch(value)
+                if _FIELD.fullmatch(name) and _PLAIN.fullmatch(value) and value != "null"
             ]
             if not plain:
-                return None  # how others are written is up to the renderer
+                return None  # how others are written is up to the renderer, as nulls are
             # The longest value is the rarest one.
             name, value = max(plain, key=lambda condition: len(condition[1]))
             sought.append(_sought(rf'{name}"\s*:\s*"?{re.escape(value)}', value))
