@@ -154,6 +154,23 @@ def test_names_from_the_log_do_nothing(tmp_path: Path, capsys: Capture) -> None:
     assert max(map(cell_len, ran.out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("text", ["[/]", "[red]x"])
+def test_texts_of_a_log_are_no_markup(text: str, tmp_path: Path, capsys: Capture) -> None:
+    """Whichever field has it: rich would end in an error, or leave it out."""
+    lines = [{**line, "timestamp": "now"} for line in full_log().lines]
+    fields = {name for line in lines for name, value in line.items() if isinstance(value, str)}
+    path = tmp_path / "log"
+    for field in sorted(fields - {"event"}):
+        path.write_text(text_of({**line, field: text} for line in lines if field in line))
+        for question in (
+            *(["report"], ["report", "--slowest", "3"], ["replay"]),
+            *(["report", "--where", f"{field}={text}", *more] for more in ([], ["--events"])),
+        ):
+            ran = run_command(capsys, *question, path)
+            if "--events" in question and field not in ("level", "module_digest"):
+                assert text in ran.out, (field, question)
+
+
 def test_a_terminal(tmp_path: Path) -> None:
     """Has colours, unless NO_COLOR is set, and at 80 columns no line is broken in two."""
     path = full_log().write(tmp_path / "log")
@@ -239,6 +256,18 @@ def test_nothing_to_analyse(content: bytes, told: str, tmp_path: Path, capsys: C
     ran = report(capsys, path)
     assert (ran.status, ran.out) == (2, "")
     assert ran.err.splitlines()[-1] == told
+
+
+def test_nothing_in_which_to_look(tmp_path: Path, capsys: Capture) -> None:
+    """A condition is told the same of an empty log as the other questions are."""
+    path = tmp_path / "log"
+    path.write_text("")
+    for question in ([], ["--slowest", "3"], ["--where", "a=b"]):
+        ran = report(capsys, *question, path)
+        assert (ran.status, ran.out, ran.err) == (2, "", "the log is empty\n"), question
+    full_log().write(path)
+    ran = report(capsys, "--where", "a=b", "--cache", "other", path)
+    assert (ran.status, ran.err) == (2, "no events to analyse of cache other\n")
 
 
 def test_no_file(tmp_path: Path, capsys: Capture) -> None:

@@ -195,6 +195,8 @@ def _follow(
             fields.take(
                 event for event in again.parser.dicts(block) if only in (None, event["cache"])
             )
+        if fields.none:
+            return session.nothing(only)
         session.errors.print(f"no event has {where}{fields.why()}", style="red", markup=False)
         return NOTHING
     if causes is not None and (trail.left_out or trail.unfollowed):

@@ -100,7 +100,7 @@ def _show(console: Console, events: list[Fields], tell: Callable[[Fields], str])
         for event, stamp in zip(some, stamps, strict=True):
             begin = begins.setdefault(cache, event["at_seconds"])
             after = f"+{seconds(max(event['at_seconds'] - begin, 0))}"
-            table.add_row(stamp or after, Text(tell(event)))
+            table.add_row(Text(stamp or after), Text(tell(event)))
         show(console, Text(f"{of_cache(some[0])}{day}", style="bold"))
         show(console, table)
 

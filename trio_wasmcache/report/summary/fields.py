@@ -47,6 +47,11 @@ class Fields:
                     text = found if isinstance(found, str) else json.dumps(found)
                     values[text[:MAX_COMPARED]] = None
 
+    @property
+    def none(self) -> bool:
+        """Whether there were no events."""
+        return not self._known
+
     def why(self) -> str:
         """Return what to add to ``no event has FIELD=VALUE``."""
         for name in self.asked:
