@@ -749,6 +749,37 @@ def test_names_from_the_log_do_nothing(name: str, tmp_path: Path, capsys: Captur
     check(run_report(capsys, busy_log().write(tmp_path / "log")))
 
 
+@pytest.mark.parametrize("name", ["k" * 150, "k" * 495, "k" * 499, "\x1b" * 90, '[b]"'])
+def test_a_line_to_paste_is_whole(name: str, tmp_path: Path, capsys: Capture) -> None:
+    """However long a name is: it is left out, or there with all of its characters."""
+    log = Log(name)
+    log.opened()
+    for number in range(20):
+        log.requested(number, number, name)
+        known = {**use(name), "request": number, "task": number, "waits_for": "an instance"}
+        del known["instance"]
+        log.add(number, make(Blocked, **known))
+        log.acquired(number + 0.1, False, name, request=number, instance=number)
+        log.recycled(number + 0.2, name, request=number, instance=number, error="TrapError")
+        log.evicted(number + 0.3, Reason.CORRUPTED, name, instance=number, error="TrapError")
+    other = busy_log()
+    (tmp_path / "log").write_text(log.text() + other.text())
+    ran = run_report(capsys, tmp_path / "log")
+    check(ran)
+    shown = "".join(run_command(capsys, "report", tmp_path / "log").out.split())
+    pasted = [finding["paste"] for finding in ran.document["findings"]]
+    assert any(paste.startswith("await") for paste in pasted)
+    for paste in pasted:
+        assert "…" not in paste
+        assert "".join(paste.split()) in shown
+        if paste.startswith("python"):
+            again = run_command(capsys, *shlex.split(paste)[3:])
+            assert (again.status, again.err) == (0, "")
+        elif paste.startswith("await"):
+            function = ast.parse(paste.removeprefix("await "), mode="eval").body.args[0]
+            assert ast.literal_eval(function) in (name, ...)
+
+
 # -- what a limit would have to be
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from attrs import frozen
 
 from ..reading.documents import Document
-from ..reading.notes import cite
 from ..summary.summary import CacheSummary
 
 # A part of the leases, or of the loads if leases are not in the log, that is not worth a sentence.
@@ -13,6 +12,8 @@ LEAST_PART, LEAST_PART_OF_LOADS = 0.02, 0.2
 # Likewise a number of occurrences.
 LEAST_COUNT = 5
 MAIN = "main"
+# Characters of a name in source code, which are those of a line to paste for the most part.
+MAX_QUOTED = 500
 LOG = "LOG..."
 """Stands for the files of the log in a command."""
 
@@ -49,8 +50,10 @@ class Work:
 
 
 def quoted(name: str) -> str:
-    """Return a name in source code."""
-    return f'"{name}"' if name.isprintable() and not {'"', "\\"} & {*name} else repr(cite(name))
+    """Return a name in source code; ``...`` for one that is too long to be pasted."""
+    plain = name.isprintable() and not {'"', "\\"} & {*name}
+    written = f'"{name}"' if plain else repr(name)
+    return written if len(written) <= MAX_QUOTED else "..."
 
 
 def of_group(group: str, limit: str, written: str) -> str:

@@ -9,6 +9,7 @@ from functools import partial
 from attrs import evolve
 
 from ..reading.documents import Document
+from ..reading.names import MAX_LETTERS
 from ..reading.notes import cite, count
 from ..reading.units import rate
 from ..summary.summary import CacheSummary, Summary
@@ -74,12 +75,15 @@ def _named(cache: CacheSummary) -> str:
 
 
 def _with_files(paste: str, files: Sequence[str], cache: str | None) -> str:
-    """Name the files in a command, and the cache if the log has several."""
+    """Name the files in a command, and the cache if the log has several.
+
+    A cache whose name can't be pasted is left out: then the command is about all of them.
+    """
     if not paste.startswith(COMMAND):
         return paste
     log = " ".join(map(shlex.quote, files[:MOST_FILES])) + " ..." * (len(files) > MOST_FILES)
-    if cache is not None:
-        log += f" --cache {shlex.quote(cite(cache))}"
+    if cache is not None and cache.isprintable() and len(cache) < MAX_LETTERS:
+        log += f" --cache {shlex.quote(cache)}"
     return paste.replace(LOG, log, 1)
 
 

@@ -57,10 +57,11 @@ def _findings(document: Document) -> RenderableType:
         return Text(cite(document["verdict"], MAX_SENTENCE), style="green")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     for number, finding in enumerate(document["findings"], 1):
         sentence = Text(cite(finding["sentence"], MAX_SENTENCE))
-        paste = Text(cite(finding["paste"], MAX_SENTENCE), style="cyan")
+        line = finding["paste"]
+        paste = Text(cite(line, len(line)), style="cyan")  # whole, or it is of no use
         table.add_row(f"{number}.", Group(sentence, paste))
     return Group(Text("What to do", style="bold"), table)
 
