@@ -405,7 +405,7 @@ def _throttled(cache: Document, top: int) -> RenderableType | None:
 
 
 def _largest(counts: dict[str, int]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: -item[1])[:TOP]
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP]
 
 
 def _rows(cache: Document, what: str, top: int) -> RenderableType | None:
