@@ -41,7 +41,7 @@ TAR = b"name".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0")
         (b"<?xml version='1.0'?><Error/>", "XML"),
         (b'{"message": "Not Found"}', "JSON"),
         (b"(module)", "WebAssembly text"),
-        (b"// a \x07script\nexport", "text that begins with '// a ?script'"),
+        ("// a \u202escript\nexport".encode(), "text that begins with '// a ?script'"),
         ("\ufeffhällo".encode(), "text that begins with 'hällo'"),
         (b"\1\2\3\xff", "unknown data that begins with 01 02 03 ff"),
     ],
