@@ -188,8 +188,8 @@ def check_label(label: object) -> str:
     return label
 
 
-def _report(event: str, label: str, error: BaseException) -> None:
-    """Say on stderr that the sink has failed for the first time: a dead log has no other place.
+def _report(failures: int, event: str, label: str, error: BaseException) -> None:
+    """Say on stderr that the sink has failed, the first time: a dead log has no other place.
 
     Neither by `warnings`, which a program may turn into errors, nor by `logging`, which may be the
     sink that has failed.
@@ -197,7 +197,7 @@ def _report(event: str, label: str, error: BaseException) -> None:
     # Stderr may be closed, or the application's own; an error may have no text. Whatever that
     # raises, `SystemExit` included, must not end the log's thread.
     with contextlib.suppress(BaseException):
-        if sys.stderr is None:
+        if failures > 1 or sys.stderr is None:
             return
         cache = f"trio_wasmcache ({label})" if label else "trio_wasmcache"
         reason = printable(f"{type(error).__name__}: {error}", MAX_REASON)
@@ -452,8 +452,7 @@ class ThreadedLogWriter:
 
     def _note_failure(self, event: str, error: BaseException) -> None:
         self.failures += 1
-        if self.failures == 1:
-            _report(event, self.label, error)
+        _report(self.failures, event, self.label, error)
 
 
 @final
@@ -527,8 +526,7 @@ class InlineLogWriter:
             write(self._logger, stamped, origin)
         except Exception as error:
             self.failures += 1
-            if self.failures == 1:
-                _report(stamped.event.name, self.label, error)
+            _report(self.failures, stamped.event.name, self.label, error)
 
     def add_output(self, event: Output, at: float, origin: Origin | None = None) -> bool:
         self.add(event, at, origin)

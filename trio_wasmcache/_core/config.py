@@ -165,8 +165,9 @@ def check_fields(function: str, given: Iterable[str]) -> None:
         function: name of the function that was called with them.
         given: the names.
     """
+    known = _names()
     for name in given:
-        if name not in _names():
+        if name not in known:
             similar = _similar(name)
             hint = f"did you mean {similar}?" if similar else "see help(CacheConfig)"
             raise TypeError(f"{function}() knows no limit {shown(name)}: {hint}")

@@ -600,10 +600,11 @@ class Call(Activity):
         # That of a component is imported by a part that this library has made.
         inner = getattr(host, "function", None)
         of_wit = None if isinstance(inner, HostFunction) else getattr(inner, "what", None)
-        what = f"host function {import_name(made.module, made.name)}"
         if isinstance(of_wit, str):
-            what = of_wit if of_wit.startswith("host function") else f"host function {of_wit}"
-        add_note(error, f"in {what}, called by {self.bound.entry.function.key}")
+            what = of_wit.removeprefix("host function ")
+        else:
+            what = import_name(made.module, made.name)
+        add_note(error, f"in host function {what}, called by {self.bound.entry.function.key}")
 
     def fail(self, error: BaseException, values: tuple[object, ...]) -> None:
         """Note that the call failed half-way, and complete the error with its facts."""

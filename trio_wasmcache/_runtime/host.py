@@ -154,17 +154,15 @@ class HostFunction:
             TypeError: it does not.
         """
         fn: Any = self.fn
-        left_out = isinstance(self.params, _Default)
-        if not inspect.isfunction(fn) and not inspect.ismethod(fn):
-            return
         # A method may be of any callable: of one in C, or of one that says what it likes.
-        plain = getattr(fn, "__func__", fn)
+        plain = fn.__func__ if inspect.ismethod(fn) else fn
         if not inspect.isfunction(plain) or hasattr(plain, "__signature__"):
             return
         try:
             # Not that of a function that it wraps, which may take others.
             inspect.signature(fn, follow_wrapped=False).bind(*self.params)
         except TypeError as error:
+            left_out = isinstance(self.params, _Default)
             said = "by params, which were left out" if left_out else "by params"
             raise TypeError(
                 f"host function {name} can't be called with the {quoted(self.params)} that it gets "

@@ -1001,19 +1001,23 @@ def draw_limits(random: Random, wide: bool = False, policy: str | None = None) -
     }
 
 
-@pytest.mark.parametrize("earlier", [False, True])
-def test_between_equal_modules_a_use_counts_of_an_instance_that_is_gone(*, earlier: bool) -> None:
-    """The model, too, has the module go whose last use is the oldest; see `test_eviction_order`."""
-    machine = PolicyMachine()
-    limits = {
-        **draw_limits(Random(0), True, "gdsf"),
+def roomy(policy: str) -> Limits:
+    """Limits that leave a few instances in peace, but for those that a test sets itself."""
+    return {
+        **draw_limits(Random(0), True, policy),
         "max_size": 400,
         "max_instances": 9,
-        "max_code": 8,
         "idle_timeout": 1000.0,
         "max_instance_size": 100,
         "max_running": None,
     }
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_between_equal_modules_a_use_counts_of_an_instance_that_is_gone(*, earlier: bool) -> None:
+    """The model, too, has the module go whose last use is the oldest; see `test_eviction_order`."""
+    machine = PolicyMachine()
+    limits: Limits = {**roomy("gdsf"), "max_code": 8}
     machine.open(limits, [1, 1, 3, 1], 1, None)
     machine.register(0, 1)
     rest, other, large, used = range(4)
@@ -1033,16 +1037,7 @@ def test_between_equal_modules_a_use_counts_of_an_instance_that_is_gone(*, earli
 def test_nobody_waits_for_a_seat_that_can_never_be_loaded(lower: dict[str, int]) -> None:
     """A promotion evicts what lower limits have left of large code, as nobody could run it."""
     machine = PolicyMachine()
-    limits = {
-        **draw_limits(Random(0), True, "lru"),
-        "max_size": 400,
-        "max_instances": 9,
-        "max_code": 20,
-        "max_space": 20,
-        "idle_timeout": 1000.0,
-        "max_instance_size": 100,
-        "max_running": None,
-    }
+    limits: Limits = {**roomy("lru"), "max_code": 20, "max_space": 20}
     machine.open(limits, [4, 4, 4, 4], 1, None)
     function = machine.live_functions()[1]
     assert function.space > 0

@@ -699,15 +699,29 @@ class Instances:
     def _lacking(self, instance: Instance) -> Reason | None:
         """Return what an instance lacks even in an empty cache, loaded anew; None: nothing."""
         module = instance.module
-        if module.code_size + self.ledger.stack_size > self.config.max_code_size:
+        used, space, mappings = self._alone(module, instance.entry.function.reserved(module))
+        if used > self.config.max_code_size:
             return Reason.CODE
-        space, mappings = instance.entry.function.reserved(module)
-        if (
-            space + module.code_size > self.space_limit
-            or mappings + module.mappings > self.mapping_limit
-        ):
+        if space > self.space_limit or mappings > self.mapping_limit:
             return Reason.ADDRESS_SPACE
         return None
+
+    def _alone(self, module: Module, reserved: tuple[int, int]) -> tuple[int, int, int]:
+        """Return what an instance of a module takes in an empty cache, with its code.
+
+        Args:
+            module: the module.
+            reserved: what the instance reserves (bytes of addresses, mappings).
+
+        Returns:
+            Bytes of code and stack; bytes of addresses; mappings.
+        """
+        space, mappings = reserved
+        return (
+            module.code_size + self.ledger.stack_size,
+            space + module.code_size,
+            mappings + module.mappings,
+        )
 
     def evict_entry(self, entry: Entry, reason: Reason, now: float, result: Step) -> None:
         """Evict all idle instances of `entry`, the least recently used first."""
@@ -882,28 +896,26 @@ class Instances:
         if module is None and function.variant is not None:
             self.check_fits(function, function.variant.module, function.variant.reserved)
         module = module or function.module
-        space, more = reserved or (function.address_space, function.mappings)
+        reserved = reserved or (function.address_space, function.mappings)
+        used, space, mappings = self._alone(module, reserved)
         worst = function.worst_size
         if worst > self.running_limit:
             raise CodeMemoryError(
                 f"{function.key} may touch {worst} bytes while it runs, but max_running_size is "
                 f"{self.running_limit}: raise it, or register under a smaller memory_limit"
             )
-        code_size, stack_size = module.code_size, self.ledger.stack_size
-        if code_size + stack_size > self.config.max_code_size:
+        if used > self.config.max_code_size:
             raise CodeMemoryError(
-                f"{function.key} needs {code_size + stack_size} bytes ({code_size} of code, "
-                f"{stack_size} of stack), but max_code_size is {self.config.max_code_size}: "
-                "raise it, or split the module"
+                f"{function.key} needs {used} bytes ({module.code_size} of code, "
+                f"{self.ledger.stack_size} of stack), but max_code_size is "
+                f"{self.config.max_code_size}: raise it, or split the module"
             )
-        space += code_size
         if space > self.space_limit:
             raise CodeMemoryError(
                 f"{function.key} reserves {space} bytes of addresses, but max_address_space is "
                 f"{self.space_limit}: raise it (or the process's RLIMIT_AS), or build the module "
                 "with fewer memories"
             )
-        mappings = more + module.mappings
         if mappings > self.mapping_limit:
             raise CodeMemoryError(
                 f"{function.key} needs {mappings} memory mappings, but the cache may have "

@@ -335,7 +335,7 @@ class Policy:
                 if entry.alike_short or entry.alike_long:
                     entry.count_alike()
                     time = held
-                # Those that are mixed with the ones before are next to them.
+                # A longer one counts as one bit more: the next ones are of its length, or shorter.
                 entry.alike_bits = bits - (more > 0)
                 more = more > 0
             if more:

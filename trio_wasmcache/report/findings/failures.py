@@ -99,7 +99,7 @@ def _where(function: tuple[str, str], failed: Failed) -> list[str]:
     ]
     named = [it for it in whole if it.startswith("function=")]
     named += [it for it in whole if it.startswith("error=")][:1]
-    if errors and len(named) > 0:
+    if errors and named:
         return named
     event = "reason=corrupted" if failed.leases else "event=wasmcache.failed"
     return [*named, event]
