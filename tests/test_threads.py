@@ -235,12 +235,17 @@ sys.exit(ended[0])
 """
 
 
+def assert_the_child_ends_well(script: str) -> None:
+    """Run a script that forks, and passes on the status of its child: 7."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 7, done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_fork_waits_for_an_import() -> None:
     """The child of a program that forks during its first batch can make batches, too."""
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 7, done.stderr
+    assert_the_child_ends_well(FORKING)
 
 
 # Forks while this thread itself imports, and in the child, whose thread goes on with that.
@@ -269,9 +274,7 @@ os._exit(status[0])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_fork_does_not_wait_for_its_own_thread() -> None:
     """What is imported may fork."""
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING_ITSELF]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 7, done.stderr
+    assert_the_child_ends_well(FORKING_ITSELF)
 
 
 # Says what other threads than the main one import, and whether a fork would wait for that.
@@ -290,8 +293,7 @@ KINDS = {"plain": {}, "reset": {"isolation": "reset"}, "set": {"prepare": (Prepa
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if threading.current_thread() is not threading.main_thread():
-            said = "held" if importing.held else "late"
-            sys.stdout.write(f"{said} {name}\\n")  # at once, as threads take turns
+            found.append(("held" if importing.held else "late", name))
 
 async def main():
     async with trio_wasmcache.open_cache(CacheConfig()) as cache:
@@ -309,10 +311,13 @@ async def main():
             await lease.map([[1, 2]])
         await cache.profile(0.01)
 
+found = []
 sys.meta_path.insert(0, Finder())
 with blocking.open_cache(CacheConfig()):
     pass
 trio.run(main)
+for line in found:  # now, as the threads of the caches have written their logs
+    print("import", *line)
 """
 
 
@@ -322,7 +327,8 @@ def test_a_fork_would_wait_for_whatever_a_thread_imports() -> None:
     command = [sys.executable, "-c", IMPORTING, str(greet)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    said = [line.split() for line in done.stdout.splitlines()]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    said = [line[1:] for line in lines if line[:1] == ["import"]]
     held = {line[1].rpartition(".")[2] for line in said if line[0] == "held"}
     assert not [line[1] for line in said if line[0] == "late"]
     assert held >= {
