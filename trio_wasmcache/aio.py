@@ -1186,7 +1186,8 @@ class AsyncioCache(OutsideCache, _Calls):
         Args:
             seconds: length of the window, without the time for compiling; greater than 0.
             group: name of the group whose instances are profiled; None: those of all groups.
-            function: name of the function to profile; None: all that have been called.
+            function: name of the function to profile; None: all that have been called, or
+                all if none has been.
 
         Raises:
             Exception: the errors of `InstanceCache.profile`.

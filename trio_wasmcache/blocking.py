@@ -954,7 +954,8 @@ class BlockingCache(OutsideCache, _Calls):
         Args:
             seconds: length of the window, without the time for compiling; greater than 0.
             group: name of the group whose instances are profiled; None: those of all groups.
-            function: name of the function to profile; None: all that have been called.
+            function: name of the function to profile; None: all that have been called, or
+                all if none has been.
             timeout: seconds after which it is given up; None: no limit.
 
         Raises:

@@ -352,18 +352,39 @@ async def test_guests_that_ask_their_host_and_graphs(kit: Kit, mock_clock: MockC
         assert found.profile.fuel > COSTLY
 
 
-async def test_a_profile_of_nothing_says_why(fake: FakeKit, mock_clock: MockClock) -> None:
-    """A misspelt group is refused; functions that nobody has called are named as skipped."""
+async def test_tasks_that_were_started_with_the_profile(
+    fake: FakeKit, mock_clock: MockClock
+) -> None:
+    """While nobody has called anything, all functions are profiled, in a group of its own, too."""
+    mock_clock.autojump_threshold = 0
+    async with fake.open(KEPT) as cache:
+        f = await add(cache, "f", fake.costly())
+        await add(cache, "g", fake.costly())
+
+        async def work() -> None:
+            while True:
+                await f.call(1)
+                await trio.sleep(0.1)
+
+        async with cache.scheduling_group("new", capacity=1) as group:
+            group.start_soon(work)
+            profile = await cache.profile(seconds=1, group=group)
+            assert profile.fuel_by_function.keys() == {"run"}
+            assert profile.fuel_by_group.keys() == {"new"}
+            assert profile.skipped == {}
+            group.cancel_scope.cancel()
+
+
+async def test_a_profile_of_nothing(fake: FakeKit, mock_clock: MockClock) -> None:
+    """A misspelt group is refused; without calls there are no samples."""
     mock_clock.autojump_threshold = 0
     async with fake.open(KEPT) as cache:
         f = await add(cache, "f", fake.costly())
         with pytest.raises(ValueError, match=r"in a group 'nain'.* that are open: 'main'$"):
             await cache.profile(seconds=1, group="nain")
         profile = await cache.profile(seconds=1)
-        assert profile.skipped == {"f(i64)": "it was not called before the profile began"}
-        assert str(profile) == (
-            "<Profile of 1.0 s: 0 samples of 0 units of fuel, 1 function skipped>"
-        )
+        assert profile.skipped == {}
+        assert str(profile) == "<Profile of 1.0 s: 0 samples of 0 units of fuel>"
         async with cache.scheduling_group("other", capacity=1) as other:
             await f.call(1)
             profile = await cache.profile(seconds=1)

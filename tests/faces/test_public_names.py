@@ -73,6 +73,18 @@ def test_types_of_fields_are_known(name: str) -> None:
         assert not [field.name for field in attrs.fields(thing) if isinstance(field.type, str)]
 
 
+def test_grants_and_plugins_take_their_parameters_in_order() -> None:
+    """As the types and the reference list them; the level of the log has a name only."""
+    wasi = trio_wasmcache.Wasi(("prog",), {"A": "b"}, b"in", "drop", "log", 7, 0)
+    assert wasi == trio_wasmcache.Wasi(
+        args=("prog",), env={"A": "b"}, stdin=b"in", stdout="drop", stderr="log", random=7, clock=0
+    )
+    abi = trio_wasmcache.ExtismAbi({"lang": "en"}, {"n": b"1"})
+    assert abi == trio_wasmcache.ExtismAbi(config={"lang": "en"}, vars={"n": b"1"})
+    with pytest.raises(TypeError, match="positional"):
+        trio_wasmcache.ExtismAbi({}, {}, "warn")  # type: ignore[misc]
+
+
 def functions_of(thing: Any) -> Iterator[tuple[str, Any]]:
     """A function, or a class and its public methods and properties, overloads included."""
     yield thing.__name__, thing

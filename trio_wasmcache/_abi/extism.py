@@ -123,7 +123,7 @@ def _keys(value: Mapping[str, Any]) -> str:
 
 
 @public
-@frozen(kw_only=True)
+@frozen
 class ExtismAbi(LayeredAbi):
     """An `Abi` for plugins of Extism (https://extism.org), built with any of its kits.
 
@@ -177,7 +177,7 @@ class ExtismAbi(LayeredAbi):
     vars: Mapping[str, bytes | str] = field(factory=dict, converter=_as_vars, eq=_items, repr=_keys)
     """Variables with which each instance begins, and which the plugin can change. A str is given as
     UTF-8. All variables of an instance have at most 1 MiB; each counts 48 bytes in addition."""
-    log_level: LogLevel = field(default="info")
+    log_level: LogLevel = field(default="info", kw_only=True)
     """The lowest level that is logged, which the plugin can ask for: ``"trace"``, ``"debug"``,
     ``"info"``, ``"warn"``, ``"error"`` or ``"off"``."""
 

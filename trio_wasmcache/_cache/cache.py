@@ -1039,8 +1039,8 @@ class InstanceCache:
             group: group, or its name, whose instances are profiled, and those of a group that is
                 opened by that name meanwhile; None: those of all groups.
             function: function to profile, or its name, for all functions of that name; None: all
-                that have been called there since they were registered. Functions that are
-                registered or replaced meanwhile are not profiled.
+                that have been called there since they were registered, or if none has been, all.
+                Functions that are registered or replaced meanwhile are not profiled.
 
         Raises:
             UnknownFunctionError: no such function is registered.
@@ -1064,7 +1064,6 @@ class InstanceCache:
         if group is not None and not isinstance(group, str):
             raise TypeError(f"group must be a group, its name, or None, got {shown(group)}")
         functions = list(pool.registry.functions.values())
-        unused: list[FunctionRecord] = []
         if isinstance(function, Function):
             functions = [pool.registry.find(function.name, function.args)]
         elif isinstance(function, str):
@@ -1074,16 +1073,16 @@ class InstanceCache:
                 f"function must be a function, its name, or None, got {shown(function)}"
             )
         else:
-            unused = functions
-            functions = list(filter(pool.policy.instances.used_in(group), functions))
-            if group is not None and not functions and group not in self._groups.states:
+            used = list(filter(pool.policy.instances.used_in(group), functions))
+            if group is not None and not used and group not in self._groups.states:
                 known = listed([shown(name) for name in self._groups.states])
                 raise ValueError(
                     f"no function was called in a group {shown(group)}, and none is open by that "
                     f"name; those that are open: {known}"
                 )
-        idle = () if functions else unused
-        return await self._profiler.run(seconds, functions, idle, group, self._groups.find())
+            # Tasks that the caller has just started have called nothing yet.
+            functions = used or functions
+        return await self._profiler.run(seconds, functions, group, self._groups.find())
 
     @trio.lowlevel.enable_ki_protection
     def entries(self) -> tuple[trio_wasmcache.EntryInfo, ...]:

@@ -25,7 +25,6 @@ import trio
 from .._core.errors import CodeMemoryError, LoadError, WasmCacheError
 from .._core.keys import FunctionKey
 from .._core.policy.records import FunctionRecord, Need, Variant
-from .._core.text import shown
 from .._log import Origin as Cause
 from .._runtime.bound import Definition
 from .._runtime.module import CachedModule
@@ -204,7 +203,6 @@ class Profiler:
         self,
         seconds: float,
         functions: Sequence[FunctionRecord],
-        idle: Sequence[FunctionRecord],
         group: str | None,
         charged: GroupState,
     ) -> Profile:
@@ -213,7 +211,6 @@ class Profiler:
         Args:
             seconds: length of the window.
             functions: the functions.
-            idle: functions that are not profiled, as no guest of theirs was called.
             group: name of the group; None: all.
             charged: the group in whose turns the variants are compiled.
         """
@@ -226,9 +223,6 @@ class Profiler:
 
         cause = pool.journal.here()
         window = self._window = Window(pool, self._compiler, cause, group, ProfileTally())
-        where = "" if group is None else f" in group {shown(group)}"
-        for one in idle:
-            window.skipped[str(one.key)] = f"it was not called{where} before the profile began"
         try:
             await window.compile(functions, charged)
             if pool.closed:

@@ -111,7 +111,7 @@ def _stdin(value: bytes | bytearray | memoryview) -> bytes:
 
 @public
 @final
-@frozen(kw_only=True)
+@frozen
 class Wasi:
     r"""Grants a function arguments, environment, input and output through WASI preview 1.
 
