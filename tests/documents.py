@@ -66,13 +66,11 @@ BLOCKS = [block for page in MAIN for block in blocks(TEXTS[page])]
 
 # What the README says of its snippets: a cache is open and fib is registered.
 _AROUND_SNIPPET = """
-import trio, trio_wasmcache
+import structlog, trio, trio_wasmcache
 {fib}
-class Silent:
-    def info(self, event, **fields): pass
-    warning = info
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
 async def main():
-    async with trio_wasmcache.open_cache(logger=Silent()) as cache:
+    async with trio_wasmcache.open_cache() as cache:
         await cache.register("fib", FIB, args=("i64",), returns="i64")
 {snippet}
 trio.run(main)

@@ -42,7 +42,7 @@ class Recording:
 cache = Recording(cache)
 @contextlib.asynccontextmanager
 async def recorded(config, open_cache=trio_wasmcache.open_cache):
-    async with open_cache(config, logger=Silent()) as opened:
+    async with open_cache(config) as opened:
         yield Recording(opened)
 trio_wasmcache.open_cache = recorded
 """
