@@ -21,6 +21,8 @@ from trio_wasmcache._core.wasm.reader import read_module
 
 NIGHTLY = nightly()
 BUILT_AT_NIGHT = {"javascript", "python"}
+# Their fuel differs: by what was built, and by when a collector of garbage runs.
+OTHER_NUMBERS = BUILT_AT_NIGHT | {"go"}
 """Chapters without a module: it has over 10 MB, and building and compiling it takes minutes."""
 
 ALIKE = ["Source", "Build", "Register", "Limits", "When it fails"]
@@ -186,9 +188,10 @@ def test_their_lines_run(page: Path, copy: Path) -> None:
 def check_lines(page: Path, copy: Path) -> None:
     """It prints what it shows, and its limits are the module's."""
     printed, told = follow(page, copy)
-    lines = iter(re.sub(r"\d+", "N", printed).splitlines())
+    numbers = r"\d+" if name_of(page) in OTHER_NUMBERS else r"(?!)"
+    lines = iter(re.sub(numbers, "N", printed).splitlines())
     for _, text in fences(page, "text"):
-        for line in re.sub(r"\d+", "N", text).splitlines():
+        for line in re.sub(numbers, "N", text).splitlines():
             assert line in lines, f"it does not print {line!r}, but:\n{printed}"
     check_limits(page, *modules(copy).values(), told)
 
