@@ -19,6 +19,7 @@ from peeking import may_call, native_of
 from report.replay.test_replay import replayed
 from report.workloads import JsonLogger
 from staging import look, stage
+from trio.testing import wait_all_tasks_blocked
 
 from trio_wasmcache import (
     AbiError,
@@ -38,6 +39,8 @@ from trio_wasmcache import (
 )
 from trio_wasmcache._batch.chunks import LONG, NumberChunks
 from trio_wasmcache._batch.failures import COMPLETE, FUEL_LIMITS, KEPT
+from trio_wasmcache._cache.cache import parts_of
+from trio_wasmcache._core.policy.shares import BURST_FUEL, Share
 from trio_wasmcache._core.wasm.driver import Shape, layout
 from trio_wasmcache._engine.fake.driver import FakeDriver
 from trio_wasmcache._pool.replacing import MAX_EVENTS
@@ -825,6 +828,32 @@ async def test_slices_of_another_instance(
     instances = dict.fromkeys(native for native, _ in chunks)
     assert len(instances) == 3
     assert [(native, True) in chunks for native in instances] == [False, True, True]
+
+
+@pytest.mark.parametrize("way", ["call", "map"])
+async def test_replaced_while_another_waits_for_its_turn(real: WasmtimeKit, way: str) -> None:
+    """A call, or a batch, of another task: it is made in the new instance."""
+    async with real.open() as cache:
+        pool, share = parts_of(cache).pool, parts_of(cache).groups.main.share
+        f = await cache.register("f", dividing(real), args=TWO, returns="i64", export="run")
+        async with f.acquire() as lease:
+            assert list(await lease.map([[6], 3])) == [2]
+            await pool.runner.loop.take(Share(100))  # which another group has, for a slice
+            share.burst = BURST_FUEL
+            found: list[Any] = []
+
+            async def wait() -> None:
+                result = await (lease.call(8, 2) if way == "call" else lease.map([[8], 2]))
+                found.extend([result] if way == "call" else result)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                await wait_all_tasks_blocked()
+                share.burst = 0  # a new burst has begun meanwhile
+                results = await lease.map([[6, 5], [0, 1]], on_error="null")
+                pool.runner.loop.give_back()
+            assert (results, found) == ([None, 5], [4])
+        assert cache.stats().evictions["corrupted"] == 1
 
 
 async def test_other_tasks_run_in_between(real: WasmtimeKit) -> None:

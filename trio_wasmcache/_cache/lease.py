@@ -580,7 +580,8 @@ class Lease(Generic[R_co]):
             raise self._unusable()
         if share.burst >= BURST_FUEL:
             await self._pool.runner.pass_turn(share)
-            if bound is not self._ready:
+            bound = self._ready  # another: a batch of another task has replaced the instance
+            if bound is None:
                 raise self._unusable()
         else:
             await checkpoint_if_cancelled()
@@ -725,14 +726,15 @@ class Lease(Generic[R_co]):
         max_failed = check_options(on_error, max_errors)
         if BATCH not in sys.modules:
             await self._pool.runner.import_module(BATCH)  # which takes some 15 ms
-        bound, share = self._bound, self._group.share
-        if self._ready is None or bound is None:
+        share = self._group.share
+        if self._ready is None:
             raise self._unusable()
         if share.burst >= BURST_FUEL:
             await self._pool.runner.pass_turn(share)
         else:
             await checkpoint_if_cancelled()
-        if self._ready is None:
+        bound = self._ready  # only now: a batch of another task may have replaced the instance
+        if bound is None:
             raise self._unusable()
         self._row_errors = self._rows = None
         small: SmallBatches | None = None
