@@ -380,6 +380,7 @@ class Portal:
         self._failure: BaseException | None = None
         self._cache: InstanceCache | None = None
         self._idle: list[Worker] = []
+        self._lent: set[Lent] = set()  # instances that are lent to other threads
         self._woken = False  # whether `_take` is going to run
         self._closing = False  # whether requests are refused
         self._over = False  # whether nothing runs in the thread any more
@@ -458,6 +459,21 @@ class Portal:
             raise RuntimeError(
                 f"{what}: this is the {self._kind}'s own thread, in which its sync host functions "
                 "run, and which can't wait for itself: do it in another thread"
+            )
+
+    def check_closing(self) -> None:
+        """Check that this thread may close the cache, and wait for that.
+
+        Raises:
+            RuntimeError: this is the cache's own thread, or a forked child; or it is a signal
+                handler or a finalizer that has interrupted a batch in a lent instance.
+        """
+        self.check("close")
+        if any(lent.used_here for lent in self._lent.copy()):
+            raise RuntimeError(
+                f"close: this thread is in the midst of a batch, which the {self._kind} would wait "
+                "for, as a signal handler or a finalizer may be: raise an exception there, such as "
+                "SystemExit, or close it afterwards"
             )
 
     def submit(self, request: Request[Any]) -> None:
@@ -561,8 +577,30 @@ class Portal:
             former.give_up()
         nursery = self._nursery
         assert nursery is not None
-        started: tuple[Value, Lent | None] = await nursery.start(_map_and_lend, function, columns)
+        started: tuple[Value, Lent | None] = await nursery.start(
+            self._map_and_lend, function, columns
+        )
         return started
+
+    async def _map_and_lend(
+        self,
+        function: Function[Any],
+        columns: object,
+        *,
+        task_status: trio.TaskStatus[tuple[Value, Lent | None]],
+    ) -> None:
+        async with function.acquire() as lease:
+            result = await lease.map(columns)
+            lent = lease.lend()
+            if lent is None:
+                task_status.started((result, None))
+                return
+            self._lent.add(lent)
+            try:
+                task_status.started((result, lent))
+                await lent.hold()
+            finally:
+                self._lent.discard(lent)
 
     # -- in the thread
 
@@ -627,20 +665,6 @@ class Portal:
         with contextlib.suppress(IndexError):
             while True:
                 self._endings.popleft().finish()
-
-
-async def _map_and_lend(
-    function: Function[Any],
-    columns: object,
-    *,
-    task_status: trio.TaskStatus[tuple[Value, Lent | None]],
-) -> None:
-    async with function.acquire() as lease:
-        result = await lease.map(columns)
-        lent = lease.lend()
-        task_status.started((result, lent))
-        if lent is not None:
-            await lent.hold()
 
 
 # -- waiting in a thread

@@ -133,7 +133,7 @@ def _open(opening: _portal.Opening) -> BlockingCache:
 
 def _close(portal: Portal) -> None:
     """Close a cache; an exception that comes meanwhile, as Ctrl-C, is raised once it is closed."""
-    portal.check("close")
+    portal.check_closing()
     closed, lock = _portal.completion()
     try:
         portal.close(closed)
@@ -162,8 +162,8 @@ class _Caller:
 
     @property
     def lends(self) -> bool:
-        """Whether an instance may be lent to a caller: in no group, so also to nobody in one."""
-        return self._group is None
+        """Whether an instance may be lent to this thread: it is in no group, nor calls in one."""
+        return self._group is None and self.portal.group_around() is None
 
     def run(self, what: str, work: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
         """Run an async function in the cache's thread, in the group."""
@@ -317,8 +317,8 @@ class BlockingFunction(OutsideFunction[R_co]):
         """
         if row_errors is not None:
             _outside.check_row_errors(row_errors)
-        plain = rows is None and on_error == "raise" and max_errors == 1000
-        if plain and self._caller.lends:
+        defaults = rows is None and on_error == "raise" and max_errors == 1000
+        if defaults and self._caller.lends:
             return self._map_again(columns, timeout)
         return self._caller.map(
             self._function,
@@ -338,7 +338,7 @@ class BlockingFunction(OutsideFunction[R_co]):
         if lent is not None:
             _outside.check_timeout(timeout)
             portal.check("map")
-            result = lent.map(columns) if portal.group_around() is None else None
+            result = lent.map(columns)
             if type(result) is tuple:
                 return result[0]
             here.lent = None
@@ -576,7 +576,9 @@ class BlockingCache(OutsideCache, _Calls):
         and does nothing in a forked child.
 
         Raises:
-            RuntimeError: this is the cache's own thread.
+            RuntimeError: this is the cache's own thread; or a signal handler, or a finalizer, that
+                has interrupted a batch of this thread in an instance that is lent to it. There, an
+                exception such as `SystemExit` ends the batch.
         """
         if not self._portal.is_copy():
             _close(self._portal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import math
 import threading
 from array import array
@@ -314,6 +315,41 @@ def test_a_batch_in_the_midst_of_another(
     monkeypatch.setattr(SmallBatches, "begin", nested)
     assert list(f.map([[6], 3])) == [2]
     assert inner == [[4]]
+
+
+def test_closing_in_the_midst_of_a_batch(
+    cache: BlockingCache, kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a signal handler may ask for it: it would wait for the batch, which waits for it."""
+    f = divide(cache, kit)
+    lend(f)
+    begin, refusals = SmallBatches.begin, []
+
+    def closes(self: SmallBatches, *args: Any) -> Any:
+        with pytest.raises(RuntimeError, match="in the midst of a batch") as caught:
+            cache.close()
+        refusals.append(caught.value)
+        return begin(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SmallBatches, "begin", closes)
+        assert list(f.map([[6], 3])) == [2]
+    assert len(refusals) == 1
+    assert list(f.map([[6], 3])) == [2]
+    cache.close()
+
+
+def test_a_group_without_a_capacity(cache: BlockingCache, kit: Kit) -> None:
+    """Nothing is lent in it: the thread could use the group's instance outside of it."""
+    f = divide(cache, kit)
+    outside = contextvars.copy_context()
+    with cache.scheduling_group("reports", capacity=math.inf):
+        for _ in range(3):
+            assert list(f.map([[6], 3])) == [2]
+            assert f._here.lent is None
+        assert list(outside.run(f.map, [[8], 2])) == [4]
+    calls = {group: uses.calls for group, uses in cache.stats().per_group.items()}
+    assert calls == {"": 3, "main": 1}  # closed groups have no names
 
 
 def test_taken_back_when_it_is_not_used(

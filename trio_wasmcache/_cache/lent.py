@@ -11,12 +11,15 @@ go to the Trio run and back for each of them, which takes longer than the batch.
 3. An instance is lent for a short time, and shorter if it is not used, or if others wait for one.
    In between, the lease ends as any does, so that all who wait get their turn.
 4. The thread counts, and the Trio run books: fuel, calls and charges.
+5. A signal handler, or a finalizer, that has interrupted the thread while it holds the lock must
+   not wait for the end of the lease: see `Lent.used_here`.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
@@ -83,6 +86,7 @@ class Lent:
         self._take_back = take_back
         self._go_on = go_on
         self._lock = threading.Lock()
+        self._user = 0  # identifier of the thread that has the lock for a batch, or takes it
         self._burnt: list[int] = []  # fuel of batches that are not booked yet
         self._dirty = False  # whether one has begun, and has not ended
         self._ended = False
@@ -91,6 +95,14 @@ class Lent:
         self._went_on: trio.Event | None = None  # set when `go_on` has ended
 
     # -- in the other thread
+
+    @property
+    def used_here(self) -> bool:
+        """Whether this thread is in the midst of a batch: a signal handler, or a finalizer, asks.
+
+        Then nothing may wait here for the instance, which the thread has until they return.
+        """
+        return self._user == get_ident() and self._lock.locked()
 
     def map(self, columns: object) -> tuple[Value] | Begun | None:
         """Map a small batch; return its results, or what has begun.
@@ -108,23 +120,27 @@ class Lent:
         if self._leaving or self._lock.locked():
             return None  # the Trio run has it; or this is a signal handler, in the midst of a batch
         entry = self._bound.entry
-        with self._lock:
-            if self._ended or self._dirty or entry.waiting or entry.function.retired:
-                return None
-            self._dirty = True
-            begun: object
-            try:
-                begun = small.begin(rows, cells, fuel)
-            except NoMemoryError:  # for its stack: the guest has not run
+        self._user = get_ident()
+        try:
+            with self._lock:
+                if self._ended or self._dirty or entry.waiting or entry.function.retired:
+                    return None
+                self._dirty = True
+                begun: object
+                try:
+                    begun = small.begin(rows, cells, fuel)
+                except NoMemoryError:  # for its stack: the guest has not run
+                    self._dirty = False
+                    return None
+                except BaseException as error:
+                    begun = error
+                if begun != rows:
+                    return Begun(columns, rows, arrow, fuel, begun)
+                self._burnt.append(fuel - self._bound.native.fuel_left())
                 self._dirty = False
-                return None
-            except BaseException as error:
-                begun = error
-            if begun != rows:
-                return Begun(columns, rows, arrow, fuel, begun)
-            self._burnt.append(fuel - self._bound.native.fuel_left())
-            self._dirty = False
-            return (small.results(rows, arrow),)
+                return (small.results(rows, arrow),)
+        finally:
+            self._user = 0
 
     # -- in the Trio run
 
