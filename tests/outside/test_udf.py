@@ -721,6 +721,28 @@ def test_a_module_that_is_refused_leaves_nothing() -> None:
     assert not process._books.caches
 
 
+@pytest.mark.parametrize("step", ["_open", "_register"])
+@pytest.mark.parametrize("way", ["call", "close"])
+def test_in_the_midst_of_a_first_call(monkeypatch: pytest.MonkeyPatch, step: str, way: str) -> None:
+    """As a signal handler or a finalizer may use it there: it would wait for itself."""
+    add, real, refusals = adding(), getattr(process, step), []
+
+    def interrupted(*args: Any) -> Any:
+        if way == "close" and step == "_open":
+            add.close()  # for which the lock of the cache is not needed
+        else:
+            with pytest.raises(RuntimeError, match="do it later") as caught:
+                add.close() if way == "close" else add([1], [2])
+            refusals.append(caught.value)
+        return real(*args)
+
+    monkeypatch.setattr(process, step, interrupted)
+    assert add([1], [2]) == [3]
+    assert len(refusals) == (way == "call" or step == "_register")
+    add.close()
+    assert not process._books.caches
+
+
 def test_a_cache_that_has_ended_is_replaced() -> None:
     """The calls that see it fail; engines try these again."""
     add = adding()

@@ -388,7 +388,8 @@ class WasmUDF:
         Raises:
             TimeoutError: it did not end within `timeout`.
             RuntimeError: a host function called it, in the cache's own thread; or it needs a cache
-                as the program ends.
+                as the program ends; or a signal handler or a finalizer called it while its thread
+                was registering it.
             ValueError: the file has another digest.
             TypeError: there are too many columns, or too few.
             Exception: the errors of `BlockingCache.register`, for the first call in a process, and
@@ -481,7 +482,8 @@ class WasmUDF:
         disturbed. A later call registers it again. The end of the process does it, too.
 
         Raises:
-            RuntimeError: a host function called it, in the cache's own thread.
+            RuntimeError: a host function called it, in the cache's own thread; or a signal handler
+                or a finalizer while its thread was registering it.
         """
         process.forget(self._shared, f"close of {self.name}")
 

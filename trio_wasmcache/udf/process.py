@@ -5,7 +5,7 @@
 2. A function is registered by the first call of it. Others that come meanwhile wait for that, as
    they would for an instance; those of other functions do not.
 3. `_books.lock` is held for some dictionary accesses only; `_Entry.lock` and `_Cache.lock` while
-   something is compiled or opened. Each wait for them looks whether it was interrupted.
+   something is compiled or opened: see `_Lock`.
 4. After a fork, the child begins with empty books. It keeps what was in them, and never looks at
    it: the threads that would have to end it are the parent's.
 """
@@ -63,11 +63,47 @@ class Declared:
 
 
 @final
+class _Lock:
+    """A lock that may be held for long: a wait for it looks now and then if it was interrupted.
+
+    A signal handler, or a finalizer, that has interrupted the thread which holds it is refused: it
+    would wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._held = False
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock in the block.
+
+        Raises:
+            RuntimeError: this thread holds it already.
+        """
+        while not self._lock.acquire(timeout=POLL):
+            pass
+        try:
+            if self._held:
+                raise RuntimeError(
+                    "a signal handler or a finalizer has called a WasmUDF, or closed it, while the "
+                    "same thread was opening its cache, or registering or removing it: do it later"
+                )
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
+        finally:
+            self._lock.release()
+
+
+@final
 class _Entry:
     """A function in a cache of this process."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = _Lock()
         self.function: BlockingFunction[Any] | None = None  # once it is registered
         self.users = 0  # number of calls under way
 
@@ -77,7 +113,7 @@ class _Cache:
     """A cache of this process."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = _Lock()
         self.cache: BlockingCache | None = None  # once it is open
         self.log: JsonLines | None = None
         # {function_key: entry}, the one that was used last at the end
@@ -119,7 +155,8 @@ def run(udf: Declared, what: str, work: Callable[[BlockingFunction[Any]], T]) ->
         work: what to do; it may be called again if the function was removed before it ran.
 
     Raises:
-        RuntimeError: this is the cache's own thread, or a cache is needed as the program ends.
+        RuntimeError: this is the cache's own thread, or a cache is needed as the program ends, or
+            a handler calls it in the midst of another call: see `_Lock`.
         Exception: the errors of opening the cache, of `register`, and of `work`.
     """
     with _used(udf) as (cache, entry):
@@ -196,13 +233,13 @@ def _registered(udf: Declared, what: str, cache: _Cache, entry: _Entry) -> Block
         return function
     opened = cache.cache
     if opened is None:
-        with _held(cache.lock):
+        with cache.lock.held():
             opened = cache.cache
             if opened is None:
                 opened = _open(udf, cache)
     # Or it would wait here for a thread that waits for this one.
     opened.check_caller(what)
-    with _held(entry.lock):
+    with entry.lock.held():
         function = entry.function
         if function is None:
             function = _register(udf, opened)
@@ -231,7 +268,7 @@ def _register(udf: Declared, cache: BlockingCache) -> BlockingFunction[Any]:
 
 
 def _remove(cache: _Cache, entry: _Entry) -> None:
-    with _held(entry.lock):
+    with entry.lock.held():
         function, entry.function = entry.function, None
         if function is not None and cache.cache is not None:
             with contextlib.suppress(trio.ClosedResourceError, UnknownFunctionError):
@@ -244,7 +281,8 @@ def forget(udf: Declared, what: str) -> None:
     Calls that other threads have under way go on.
 
     Raises:
-        RuntimeError: this is the cache's own thread.
+        RuntimeError: this is the cache's own thread, or a handler calls it in the midst of a call:
+            see `_Lock`; it stays registered then.
     """
     with _books.lock:
         cache = _books.caches.get(udf.cache_key)
@@ -259,17 +297,6 @@ def forget(udf: Declared, what: str) -> None:
         _remove(cache, entry)
     finally:
         _give_back(udf, cache, entry)
-
-
-@contextlib.contextmanager
-def _held(lock: threading.Lock) -> Iterator[None]:
-    """Hold a lock; the wait for it looks now and then whether it was interrupted."""
-    while not lock.acquire(timeout=POLL):
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @final
