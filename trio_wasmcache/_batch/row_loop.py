@@ -133,6 +133,7 @@ async def next_row(
     try:
         tally.add(SLOT + NUMBER * len(getattr(bound.binding, "numbers", ())))
         if bound.gives_null(values):
+            call.share.charge(0)  # or a column of nulls would hold the loop
             return None
     except ResultTooLargeError as error:
         error.row = row

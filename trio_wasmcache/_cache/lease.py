@@ -56,7 +56,7 @@ from .._core.keys import FunctionKey
 from .._core.metrics.counters import FUELS
 from .._core.policy.lifecycle import IllegalStepError
 from .._core.policy.records import Request, Stage
-from .._core.policy.shares import BURST_FUEL, CALL_FUEL
+from .._core.policy.shares import BURST_FUEL, CALL_FUEL, UNRUN_FUEL
 from .._core.stack_room import check_headroom
 from .._core.wasm.isolation import Isolation
 from .._engine.base import MAX_FUEL, UNDER_WAY, GuestMemory, InexactError, NoMemoryError
@@ -964,9 +964,10 @@ class Lease(Generic[R_co]):
         values: tuple[object, ...],
     ) -> Value:
         """Make a call whose values cross in the steps of an ABI."""
-        if bound.gives_null(values):
+        if self._gives_null(bound, values):
             return None
         if len(values) != bound.binding.arity:
+            self._group.share.charge(0, UNRUN_FUEL)
             raise bound.binding.explain(values)
         return await self._run_steps(bound, make, values)
 
@@ -1016,13 +1017,14 @@ class Lease(Generic[R_co]):
 
         Also one that the system refused a stack: a `Call` evicts idle instances for it.
         """
-        if bound.gives_null(values):
+        if self._gives_null(bound, values):
             return None
         binding, ready = bound.binding, self._ready
         try:
             lowered = values if binding.lower is None else binding.lower(values)
             exact = exact_values(bound.guest.type, lowered)
         except (TypeError, ValueError, OverflowError):
+            self._group.share.charge(0, UNRUN_FUEL)
             raise binding.explain(values) from None
         if ready is None or ready is not self._ready:
             # Code of the values' classes has run, and may have ended the lease.
@@ -1034,6 +1036,16 @@ class Lease(Generic[R_co]):
             return result if lift is None else lift(result)
 
         return await self._run_steps(bound, steps, values)
+
+    def _gives_null(self, bound: BoundFunction, values: tuple[object, ...]) -> bool:
+        """Return whether a call returns None without running the guest, and charge for it if so.
+
+        A series of calls that cost nothing would never let others run.
+        """
+        if not bound.gives_null(values):
+            return False
+        self._group.share.charge(0)
+        return True
 
     async def _run_steps(
         self,
@@ -1066,6 +1078,8 @@ class Lease(Generic[R_co]):
         self._under_way = None
         self._fuel = call.fuel
         self._burnt += call.fuel
+        if not call.fuel:  # the guest has not run, so nothing is charged yet
+            self._group.share.charge(0, UNRUN_FUEL)
         if call.rows is not None:
             self._rows = call.rows
         if self._replacing is not None:
