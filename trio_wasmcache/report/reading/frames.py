@@ -62,6 +62,16 @@ _OWN = {
     name: {"event", "schema", "timestamp", CONTEXT_LOST, *fields}
     for name, fields in _USED_TYPES.items()
 }
+_NEEDED = {
+    name: [
+        field for field, kinds in types.items() if NoneType not in kinds and field not in OPTIONAL
+    ]
+    for name, types in _USED_TYPES.items()
+}
+# Fields of any event.
+EVENT_FIELDS = frozenset(field for types in TYPES.values() for field in types)
+# {event: fields of other events}, which a processor may have added to this one.
+_OTHERS = {name: EVENT_FIELDS - types.keys() for name, types in TYPES.items()}
 _POLARS: dict[type, pl.DataType] = {
     str: pl.String(),
     int: pl.Int64(),
@@ -119,8 +129,11 @@ class Parser:
             return None
         if len(made) != len(lines) or not _is_clean(made):
             return None
+        counts = made.group_by("event").agg(pl.all().count()).rows(named=True)
+        if not all(_is_whole(count) for count in counts):
+            return None
         self.events += len(made)
-        return made
+        return _without_others(made, counts)
 
     def _piece(self, lines: list[bytes]) -> pl.DataFrame:
         made = self._at_once(lines) if len(lines) > FEW else None
@@ -157,13 +170,19 @@ class Parser:
         return found
 
     def dicts(self, lines: Iterable[bytes]) -> list[dict[str, Any]]:
-        """Return the events among `lines` with all fields, also those that processors added."""
+        """Return the events among `lines` with all fields, also those that processors added.
+
+        A field that has the name of another event's is left out: nothing may take it for that.
+        """
         found = []
         for fields in self._load(lines):
             if usual_values(fields) is None:
                 if not self._is_event(fields, TYPES):
                     continue
                 learn_types(fields)
+            others = _OTHERS[fields["event"]]
+            if not others.isdisjoint(fields):
+                fields = {name: it for name, it in fields.items() if name not in others}
             found.append(fields)
         self.events += len(found)
         return found
@@ -229,7 +248,7 @@ class Parser:
 
 
 def _is_clean(frame: pl.DataFrame) -> bool:
-    """Whether every row is an event of this schema that the report can use."""
+    """Whether every row is an event of this schema, with numbers that the report can use."""
     if not len(frame):
         return True
     seq, version = frame["seq"], frame["schema"]
@@ -240,21 +259,31 @@ def _is_clean(frame: pl.DataFrame) -> bool:
     ):
         return False
     sane = frame.select(pl.selectors.float().abs().max() < ABSURD).row(0)
-    return False not in sane and _is_whole(frame)
+    return False not in sane
 
 
-def _is_whole(frame: pl.DataFrame) -> bool:
-    """Whether no event lacks a required field."""
-    for name in frame["event"].unique():
-        needed = [
-            column
-            for column, kinds in _USED_TYPES[name].items()
-            if NoneType not in kinds and column not in OPTIONAL
-        ]
-        rows = frame.filter(pl.col("event") == name).select(needed)
-        if any(rows.null_count().row(0)):
-            return False
-    return True
+def _is_whole(counts: dict[str, Any]) -> bool:
+    """Whether no event of a kind lacks a required field, by the number of values of each."""
+    return all(counts[field] == counts["schema"] for field in _NEEDED[counts["event"]])
+
+
+def _without_others(frame: pl.DataFrame, counts: list[dict[str, Any]]) -> pl.DataFrame:
+    """Return the frame without the values of fields that do not belong to their event.
+
+    Args:
+        frame: events.
+        counts: for each kind of event, the number of values of each field.
+    """
+    added: dict[str, list[str]] = {}  # {field: events that have it, though it is not theirs}
+    for kind in counts:
+        name = kind["event"]
+        for field in SCHEMA.keys() - _OWN[name]:
+            if kind[field]:
+                added.setdefault(field, []).append(name)
+    return frame.with_columns(
+        pl.when(~pl.col("event").is_in(events)).then(field).alias(field)
+        for field, events in added.items()
+    )
 
 
 def _mend_surrogates(event: object) -> None:

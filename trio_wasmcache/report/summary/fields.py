@@ -9,6 +9,7 @@ from typing import Any, Final, final
 
 from attrs import Factory, define
 
+from ..reading.frames import EVENT_FIELDS
 from ..reading.notes import cite, count
 
 # Different fields, and different values of one, that are remembered.
@@ -59,6 +60,11 @@ class Fields:
                 continue
             if name in self._known:
                 return f": {cite(name)} is null in all of them"
+            if name in EVENT_FIELDS:
+                return (
+                    f": none of them has a field {name} of its own, and a field that a processor "
+                    "adds can't have the name of another event's"
+                )
             close = difflib.get_close_matches(name[:MAX_COMPARED], self._known, 1)
             hint = f": did you mean {cite(close[0])}?" if close else ""
             return f", nor any field {cite(name)}{hint}"
