@@ -14,6 +14,7 @@ from kits import FakeKit, ListLogger, add
 from report.logs import make
 
 from trio_wasmcache import CacheConfig, open_cache
+from trio_wasmcache._cache import open as open_file
 from trio_wasmcache._cache.open import open_with
 from trio_wasmcache._core.events import Event, Removed, Replayable
 from trio_wasmcache._engine.wasmtime.engine import WasmtimeEngine
@@ -156,6 +157,17 @@ async def test_a_failing_sink_of_the_inline_writer(fake: FakeKit) -> None:
     writer = InlineLogWriter(BrokenLogger(OSError))
     writer.add(fact(1), 0.0)
     assert (writer.failures, writer.lost) == (1, 0)
+
+
+async def test_a_cache_that_can_not_be_made(fake: FakeKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is closed, and the log's thread ends."""
+    monkeypatch.setattr(open_file, "Pool", lambda *_: 1 // 0)
+    writer = ThreadedLogWriter(ListLogger())
+    with pytest.raises(ZeroDivisionError):
+        async with open_with(CacheConfig(), fake.engine, writer):
+            pass
+    assert fake.engine.closed
+    assert writer._closing.is_set()
 
 
 async def test_a_stuck_sink_delays_no_call(fake: FakeKit) -> None:

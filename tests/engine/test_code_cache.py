@@ -264,6 +264,20 @@ async def test_a_full_disk_is_one_error_and_leaves_nothing(
     assert of_ours(folder) == there
 
 
+def test_a_file_that_is_tidied_away_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another process: the error says what could not be done."""
+
+    def replace(name: str, _: Path) -> None:
+        Path(name).unlink()
+        raise PermissionError("no")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(PermissionError, match="no"):
+        write_whole(tmp_path / "new", b"digest")
+
+
 async def test_a_name_with_a_zero_byte_is_refused(tmp_path: Path) -> None:
     """As any other that can't be a folder's."""
     with pytest.raises(CacheDirError, match="can't be used"):

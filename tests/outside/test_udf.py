@@ -743,15 +743,17 @@ def test_in_the_midst_of_a_first_call(monkeypatch: pytest.MonkeyPatch, step: str
     assert not process._books.caches
 
 
-def test_a_cache_that_has_ended_is_replaced() -> None:
+def test_a_cache_that_has_ended_is_replaced(tmp_path: Path) -> None:
     """The calls that see it fail; engines try these again."""
-    add = adding()
+    add = adding(log_dir=tmp_path)
     assert add([1], [2]) == [3]
     (cache,) = process._books.caches.values()
     assert cache.cache is not None
     cache.cache.close()
     with pytest.raises(trio.ClosedResourceError):
         add([1], [2])
+    assert cache.log is not None
+    assert cache.log._file < 0  # closed
     assert add([1], [2]) == [3]
 
 

@@ -112,8 +112,9 @@ async def open_with(
     **Cancellation:** as of `open_cache`.
     """
     failure: BaseException | None = None
-    pool = Pool(config, engine, log, recorder)
+    pool: Pool | None = None
     try:
+        pool = Pool(config, engine, log, recorder)
         with trio.CancelScope() as ending:
             async with trio.open_nursery() as service:
                 pool.journal.opened(config, engine.system)
@@ -145,7 +146,8 @@ async def open_with(
         failure = KeyboardInterrupt()
     finally:
         engine.close()
-        pool.owner.end()
+        if pool is not None:
+            pool.owner.end()
         await log.close(config.log_flush_timeout)
     if failure is not None:
         try:

@@ -196,6 +196,8 @@ def _used(udf: Declared) -> Iterator[tuple[_Cache, _Entry]]:
             with _books.lock:
                 if _books.caches.get(udf.cache_key) is cache:
                     del _books.caches[udf.cache_key]
+            if cache.log is not None:
+                cache.log.close()
         raise
     finally:
         _give_back(udf, cache, entry)

@@ -118,7 +118,7 @@ def write_whole(place: Path, content: bytes) -> None:
             file.write(content)
         os.replace(name, place)  # noqa: PTH105
     except BaseException:
-        Path(name).unlink()
+        Path(name).unlink(missing_ok=True)  # another process may have tidied it away
         raise
 
 
