@@ -541,11 +541,13 @@ async def _pack(call: Call, one: Column | Packed, rows: int) -> None:
     start, piece = 0, PIECE
     while start < end:
         stop = min(start + piece, end)
+        if isinstance(one, PackedColumn):
+            stop = one.stop_of_piece(start, stop)
         began = time.perf_counter()
         with call.runner.meter(call.share):
             one.pack(start, stop)
         took = time.perf_counter() - began
-        if start:  # the first piece of each column is free
+        if start or took > PIECE_TIME:  # a short first piece of each column is free
             await call.yield_if_due()
         start = stop
         if took > PIECE_TIME:
