@@ -1,9 +1,9 @@
 """Protects code that must run to its end, such as closing, from Ctrl-C and cancellation.
 
-1. Code of ours that changes state is marked with `trio.lowlevel.enable_ki_protection`: Ctrl-C waits
-   for the main task's next checkpoint. Marking a generator protects only part of an `async with`,
-   as the code of contextlib around it stays unprotected. `ki_safe_contextmanager` is contextlib's
-   decorator with that code protected.
+1. Code of this library that changes state is marked with `trio.lowlevel.enable_ki_protection`:
+   Ctrl-C waits for the main task's next checkpoint. Marking a generator protects only part of an
+   `async with`, as the code of contextlib around it stays unprotected. `ki_safe_contextmanager` is
+   contextlib's decorator with that code protected.
 2. A checkpoint raises Ctrl-C in shielded scopes, too. `outlast` waits without being ended by it.
 """
 

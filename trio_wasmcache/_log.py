@@ -176,8 +176,8 @@ def check_label(label: object) -> str:
     """Return the label of a cache.
 
     Raises:
-        TypeError: It is no str.
-        ValueError: It is longer than `MAX_LABEL`, or can't be printed.
+        TypeError: it is no str.
+        ValueError: it is longer than `MAX_LABEL`, or can't be printed.
     """
     if not isinstance(label, str):
         raise TypeError(f"label must be a str, got {shown(label)}")

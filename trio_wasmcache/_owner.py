@@ -3,8 +3,8 @@
 1. A cache belongs to one Trio run. Its public methods raise in another thread, in another run and
    outside of any run, before they change anything.
 2. A signal handler and a finalizer may run at any line, also in the middle of a step that changes
-   the books. So all methods but those of a lease inspect the stack: a step is under way if a
-   function of ours is on it that has not called the user's code.
+   the books. So all methods but those of a lease inspect the stack: a step is under way if it has
+   a function of this library that has not called the user's code.
 3. Reading is refused only in a step of the policy (`_core`): elsewhere the books are complete.
 
 Rejected: a flag that each step sets and clears. A hit would pay for it, and every new step would
@@ -32,7 +32,7 @@ _callers: set[CodeType] = set()
 
 
 def calls_user(function: F) -> F:
-    """Mark a function of ours that calls or awaits the user's code, which may use the cache.
+    """Mark a function that calls or awaits the user's code, which may use the cache.
 
     It must be the innermost decorator, as others may wrap the function.
     """

@@ -78,8 +78,8 @@ def check_abi(what: str, abi: object) -> Abi | None:
     """Return the ABI given, by name or as an object of the user's; None: the module determines it.
 
     Raises:
-        SignatureError: There is no ABI of that name.
-        TypeError: It is neither a name nor an ABI.
+        SignatureError: there is no ABI of that name.
+        TypeError: it is neither a name nor an ABI.
     """
     if abi is None:
         return None
@@ -99,7 +99,7 @@ def check_binding(what: str, binding: Binding) -> Binding:
     """Return what the `bind` of an ABI returned, which may be an object of the user's.
 
     Raises:
-        TypeError: It lacks an attribute of `Binding`, or one is not of its type.
+        TypeError: it lacks an attribute of `Binding`, or one is not of its type.
     """
     if missing := [name for name in BINDING if not hasattr(binding, name)]:
         raise TypeError(

@@ -69,7 +69,7 @@ def find_allocator(what: str, exports: Exports, alloc: str | None, free: str | N
     """Return the allocator of that name, or the first one that is detected.
 
     Raises:
-        ExportError: It is not exported, or has no known signature.
+        ExportError: it is not exported, or has no known signature.
     """
     if alloc is None and free is not None:
         raise ExportError(f"{what}: free={free!r} was given without alloc")

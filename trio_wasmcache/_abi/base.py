@@ -295,7 +295,7 @@ class Direct(Protocol):
 
 
 class LayeredAbi(Abi):
-    """Base of ABIs of ours that put generated parts around the module; see `_core/wasm/graph`.
+    """Base of the ABIs that put generated parts around the module; see `_core/wasm/graph`.
 
     Their bindings may have more than others:
 

@@ -169,5 +169,5 @@ class BulkBinding(Protocol):
         """Return how a driver makes the calls; None: it can't.
 
         Raises:
-            AbiError: The guest breaks its ABI, in a way that any call would detect.
+            AbiError: the guest breaks its ABI, in a way that any call would detect.
         """

@@ -115,8 +115,8 @@ class Elements:
         """Return the bytes of the numbers in a sequence or a buffer.
 
         Raises:
-            TypeError: It is no sequence, or holds something that is no such number.
-            OverflowError: A number is out of the type's range.
+            TypeError: it is no sequence, or holds something that is no such number.
+            OverflowError: a number is out of the type's range.
         """
         if type(value) in (list, tuple):
             return self._packed(value, value.__getitem__)
@@ -200,7 +200,7 @@ class Elements:
         """Count and return the numbers of a whole number of elements.
 
         Raises:
-            AbiError: One of them is not in the range of its type.
+            AbiError: one of them is not in the range of its type.
         """
         count = len(data) // self.size
         tally.spend(NUMBER_FUEL * count)

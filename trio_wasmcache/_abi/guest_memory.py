@@ -57,7 +57,7 @@ def read(got: str, memory: Memory, at: int, size: int) -> bytes:
     """Return the bytes of a guest's result.
 
     Raises:
-        AbiError: They are not inside its memory, or the address is 0, a null pointer.
+        AbiError: they are not inside its memory, or the address is 0, a null pointer.
     """
     data = read_anywhere(got, memory, at, size)
     if size:
@@ -99,8 +99,8 @@ def check_allocated(what: str, export: str, memory: Memory, at: int, size: int) 
     """Check what the guest's allocator returned.
 
     Raises:
-        MemoryLimitError: It returned 0: it has no memory left.
-        AbiError: The memory it returned is not inside the guest's.
+        MemoryLimitError: it returned 0: it has no memory left.
+        AbiError: the memory it returned is not inside the guest's.
     """
     if at == 0:
         raise MemoryLimitError(f"{what}: {export}({size}) of the module returned 0: no memory")

@@ -144,7 +144,7 @@ def choose_class(what: str, guest: Guest, kind: ManagedType) -> Chosen:
     """Return the class of which to make an argument's objects.
 
     Raises:
-        AbiError: The module has no class for the type, or two that differ in their layout; or its
+        AbiError: the module has no class for the type, or two that differ in their layout; or its
             table of classes is not inside its memory.
     """
     if kind.number:
@@ -213,7 +213,7 @@ def find_contents(got: str, guest: Guest, kind: ManagedType, at: int) -> tuple[i
     """Return address and size of the contents of a result, which is not null.
 
     Raises:
-        AbiError: There is no such object.
+        AbiError: there is no such object.
     """
     memory, wanted = memory_of(guest), kind.contents
     number, size = _header(got, memory, at)

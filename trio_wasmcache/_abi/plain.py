@@ -109,16 +109,16 @@ class PlainAbi:
     """Values of one signature, lowered and lifted by the plain ABI: a `Binding`.
 
     Args:
-        what: The function's name for messages.
-        args: Types of values from Python.
-        returns: Types of values for Python.
-        host: Whether it is a host function, whose results come from Python.
+        what: the function's name for messages.
+        args: types of values from Python.
+        returns: types of values for Python.
+        host: whether it is a host function, whose results come from Python.
         types: {type name: type}, for an ABI whose numbers have other names.
-        export: The export of the guest; used only with `post`.
-        post: An export to call with the results of each call of `export`.
+        export: the export of the guest; used only with `post`.
+        post: an export to call with the results of each call of `export`.
 
     Raises:
-        SignatureError: A type name is unknown, or its values can't cross (v128, references).
+        SignatureError: a type name is unknown, or its values can't cross (v128, references).
     """
 
     counts_results = True  # the results are as many numbers as the signature has
@@ -295,8 +295,8 @@ def to_number(kind: PlainType, value: Value) -> Value:
     """Return the wasm number for `value`.
 
     Raises:
-        TypeError: It is no number of that kind.
-        OverflowError: It is out of the type's range.
+        TypeError: it is no number of that kind.
+        OverflowError: it is out of the type's range.
     """
     if kind.real:
         return _to_real(kind, value)
@@ -315,7 +315,7 @@ def exact_values(signature: FuncType, values: Iterable[object]) -> tuple[int | f
     """Return wasm values as a tuple of plain ints and floats, which run no code when used.
 
     Raises:
-        TypeError, ValueError, OverflowError: They do not fit the parameters of the signature.
+        TypeError, ValueError, OverflowError: they do not fit the parameters of the signature.
     """
     given, params = tuple(values), signature.params
     if len(given) != len(params):
@@ -331,7 +331,7 @@ def truth(value: Value) -> bool:
     """Return the bool of a value: Python's or NumPy's, recognised without NumPy by its buffer.
 
     Raises:
-        TypeError: It is no bool.
+        TypeError: it is no bool.
     """
     if isinstance(value, bool):
         return value

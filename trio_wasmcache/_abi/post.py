@@ -19,7 +19,7 @@ def find_post(what: str, export: str, exports: Exports) -> str | None:
     """Return the name of an export's post-return function, or None.
 
     Raises:
-        ExportError: The function of that name does not take those results, or returns something.
+        ExportError: the function of that name does not take those results, or returns something.
     """
     name = PREFIX + export
     kind = exports.functions.get(name)

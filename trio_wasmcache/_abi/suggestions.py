@@ -66,9 +66,9 @@ def suggest(name: str, *, buffers: bool = False, host: bool = False) -> str | No
     """Return what to write for a name that the plain ABI does not know, or None.
 
     Args:
-        name: The name, normalised.
-        buffers: Whether it is the buffer ABI, which has ``str`` and ``bytes``, too.
-        host: Whether it is a type of a host function.
+        name: the name, normalised.
+        buffers: whether it is the buffer ABI, which has ``str`` and ``bytes``, too.
+        host: whether it is a type of a host function.
     """
     word = _plain_word(name)
     if buffers and (word in _TEXT or word in _BYTES):

@@ -23,7 +23,7 @@ class CompileQueue(Generic[G, T]):
     """Tickets that run and tickets that wait; each step returns the tickets that start now.
 
     Args:
-        slots: Number of tickets that may run at a time.
+        slots: number of tickets that may run at a time.
     """
 
     def __init__(self, slots: int) -> None:

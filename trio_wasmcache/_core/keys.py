@@ -89,8 +89,8 @@ def normalise_types(names: object, what: str = "args") -> tuple[str, ...]:
     """Apply `normalise_type` to each name.
 
     Args:
-        names: The names of types.
-        what: The name of the parameter for messages; values may be given as ``args`` by mistake.
+        names: the names of types.
+        what: the name of the parameter for messages; values may be given as ``args`` by mistake.
 
     Raises:
         TypeError: `names` is not a sequence of strings.

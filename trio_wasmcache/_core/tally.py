@@ -95,7 +95,7 @@ class Tally:
         """Count `size` bytes about to be allocated, or, if few, just allocated.
 
         Raises:
-            ResultTooLargeError: The limit would be exceeded; nothing is counted.
+            ResultTooLargeError: the limit would be exceeded; nothing is counted.
         """
         if self.size + size > self.limit:
             raise self.refusal(size)
@@ -142,8 +142,8 @@ class Tally:
         """Count bytes about to be copied out of the guest's memory.
 
         Raises:
-            ResultTooLargeError: The limit would be exceeded.
-            FuelExhaustedError: The call has not enough fuel left for the copy.
+            ResultTooLargeError: the limit would be exceeded.
+            FuelExhaustedError: the call has not enough fuel left for the copy.
         """
         if size > SMALL:
             self.check(size)
@@ -160,7 +160,7 @@ class Tally:
         """Charge the call for work of the host.
 
         Raises:
-            FuelExhaustedError: The call has less fuel left; all of it is spent.
+            FuelExhaustedError: the call has less fuel left; all of it is spent.
         """
         if self.spent + fuel > self.allowed:
             self.spent = max(self.allowed, 0)

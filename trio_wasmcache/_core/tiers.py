@@ -73,7 +73,7 @@ def tiers_for(first: Tier, *, simple: bool) -> tuple[Tier, ...]:
 
     Args:
         first: the one to try first.
-        simple: Whether the baseline compiler may get it: it holds no values that are
+        simple: whether the baseline compiler may get it: it holds no values that are
             garbage-collected, and all its bulk instructions can be charged.
     """
     if first not in PROFILED:

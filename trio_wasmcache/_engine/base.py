@@ -2,12 +2,12 @@
 
 There are two engines, wasmtime's and the fake of `trio_wasmcache.testing`; the same contract tests
 run on both. Methods that take long are async. Guest code runs in slices: each `poll` runs one, so
-the runner decides in which thread, and when the next one follows.
+the runner decides in which thread each runs, and when.
 
-Rule: one thing at a time in one instance. From `begin` (or from when it is made) to `finish` or
-`abandon`, an instance has a *call under way*. One thread at a time polls it, and nothing else may
-be done with the instance meanwhile. The callers ensure this: a lease, its calls and batches, and
-the runner that polls them.
+Rule: one thing at a time in one instance. An instance has a *call under way* from `begin`, or from
+when it is made, to `finish` or `abandon`. One thread at a time polls it, and nothing else may be
+done with the instance meanwhile. The callers ensure this: a lease, its calls and batches, and the
+runner that polls them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ StartCall: TypeAlias = tuple[str, tuple[int, ...]]
 MAX_FUEL: Final = 2**63 - 1
 """Units of fuel that a call can have, at most."""
 WasmValue: TypeAlias = int | float
-"""A number as it crosses: of i32 and i64, signed; of f32 and f64."""
+"""A number as it crosses: a signed int for i32 and i64, a float for f32 and f64."""
 
 
 class UnderWay(enum.Enum):
@@ -53,23 +53,23 @@ class UnderWay(enum.Enum):
 
 
 UNDER_WAY = UnderWay.UNDER_WAY
-"""What `GuestFunction.begin` gives for a call that is not over after its first slice."""
+"""The result of `GuestFunction.begin` for a call that is not over after its first slice."""
 
 
 class InexactError(TypeError):
-    """Values of a call are no tuple of ints and floats: to use them would run code of theirs."""
+    """The values of a call are no tuple of ints and floats: using them would run their own code."""
 
 
 class NoMemoryError(LoadError):
-    """The system gave no memory, addresses or mappings: not the guest's fault, and it may pass."""
+    """The system refused memory, addresses or mappings: not the guest's fault, and it may pass."""
 
 
 class Restore(Protocol):
-    """What an engine keeps of how instances of a module are put back."""
+    """What an engine keeps in order to reset the instances of a module."""
 
     @property
     def size(self) -> int:
-        """Bytes, all of it."""
+        """Number of bytes that are kept."""
 
 
 class PartCode:
@@ -87,20 +87,20 @@ class PartCode:
 class Artifact:
     """Compiled code at rest: plain bytes that only the engine that made them may load again.
 
-    `data`, `info`, `edits`, `offsets` and `debug` are of the module that was given; the sizes
-    and the mappings are of all parts, where it has a `graph`.
+    `data`, `info`, `edits`, `offsets` and `debug` are those of the module that was given. Where it
+    has a `graph`, sizes and mappings are those of all parts together.
     """
 
     data: bytes
     code_size: int
     """Bytes of the image once loaded, in whole system pages."""
     info: ModuleInfo
-    """Of the module as it was given, before any edits."""
+    """Declarations of the module as it was given, before any edits."""
     edits: Edits
     restore: Restore | None = None
-    """What `GuestInstance.mark` needs: the engine's own."""
+    """What `GuestInstance.mark` needs; only the engine knows what it is."""
     obstacle: str | None = None
-    """Why its instances can't be put back, found by trying."""
+    """Reason why its instances can't be reset, found by trying."""
     address_space: int = 0
     """Addresses that a new instance reserves (bytes), its stack included."""
     mappings: int = 0
@@ -108,7 +108,7 @@ class Artifact:
     module_mappings: int = 0
     """Memory mappings of the code, once loaded."""
     load_time: int = 0
-    """Time that loading it takes, about (nanoseconds)."""
+    """Approximate time that loading it takes (nanoseconds)."""
     offsets: CodeOffsets = UNMOVED
     """Map from offsets in the compiled module, which was edited first, to those in the module as it
     was given."""
@@ -119,42 +119,42 @@ class Artifact:
     codes: tuple[PartCode, ...] = ()
     """Code of each part of the graph, the given module's included."""
     tier: Tier = OPTIMIZING
-    """Which compiler compiled all of it."""
+    """Compiler that compiled all of it."""
     bounded: frozenset[str] = frozenset()
-    """Names of the exports whose calls are short, whatever they do: see `_core/wasm/bounds`."""
+    """Names of the exports of which every call is short: see `_core/wasm/bounds`."""
     long_calls: dict[str, tuple[int, int]] = field(
         factory=dict, init=False, eq=False, repr=False, hash=False
     )
-    """What the engine has learnt about the first calls of exports: its own, for later loads."""
+    """What the engine has learnt about the first calls of exports, for later loads."""
 
     @property
     def size(self) -> int:
-        """Bytes, all of it."""
+        """Number of bytes of all code, and of what is kept for resets."""
         codes = sum(len(code.data) for code in self.codes) or len(self.data)
         return codes + (0 if self.restore is None else self.restore.size)
 
     @property
     def modules(self) -> tuple[tuple[ModuleInfo, Edits], ...]:
-        """What the sections of each module in its instances say, and its edits."""
+        """Declarations and edits of each module in its instances."""
         return ((self.info, self.edits),) if self.graph is None else self.graph.modules
 
     @property
     def others(self) -> tuple[ModuleInfo, ...]:
-        """What the sections of the parts say that are not the module that was given."""
+        """Declarations of the parts, without the module that was given."""
         parts = () if self.graph is None else self.graph.parts
         return tuple(part.info for part in parts if part.name != USER)
 
 
 @frozen(repr=False)
 class HostImport:
-    """A host function as the engine sees it: names and types, no function of the application."""
+    """A host function as the engine sees it: its names and its type."""
 
     module: str
     name: str
     type: FuncType
     serve: Callable[[HostCall], Any] | None = field(default=None, eq=False, repr=False)
-    """Answers a call without the runner, for `Engine.prove`: the results, or a generator that
-    yields how long to wait (seconds) and returns them. None: only the runner can."""
+    """Function that answers a call without the runner, for `Engine.prove`. It returns the results,
+    or a generator that yields seconds to wait and returns them. None: only the runner can."""
     reentrant: bool = False
     """Whether it may call exports of the guest before it answers; see `HostCall.invoke`."""
     helper: Arm | Returned | None = None
@@ -182,7 +182,7 @@ def keep_start(state: dict[str, Any]) -> None:
 
 
 class Watch(Protocol):
-    """Told of what a guest does that can't be kept for other instances, while it is prepared."""
+    """Observer of a guest that is prepared: of what can't be kept for other instances."""
 
     def drawn(self, what: str, remedy: str) -> None:
         """Note that the guest gets something that is not the same each time; may raise.
@@ -201,11 +201,11 @@ class HostCaller(Protocol):
 
     @property
     def watch(self) -> Watch | None:
-        """Told of what can't be kept, while the guest is prepared; else None."""
+        """Observer of what can't be kept, while the guest is prepared; else None."""
 
     @property
     def keep(self) -> dict[str, Any]:
-        """For host functions to keep what they know about it, empty when it begins.
+        """Storage of host functions for what they know about it; empty when it begins.
 
         Each row of a batch begins anew.
         """
@@ -231,7 +231,7 @@ class HostCaller(Protocol):
 
 
 class HostCall:
-    """The guest called a host function and is suspended until it is answered."""
+    """A call of a host function; the guest is suspended until it is answered."""
 
     __slots__ = (
         "answer",
@@ -262,45 +262,49 @@ class HostCall:
         grants: Any = None,
     ) -> None:
         self.index: int = index
-        """Which of the module's host imports."""
+        """Position of the host function among the module's imports."""
         self.values: tuple[Any, ...] = values
         self.memory: LentMemory | None = memory
         """The memory of the guest, or of the part that `HostImport.part` names, to be used until
         the guest goes on."""
         self.answer: Callable[[Sequence[object]], None] = answer
-        """Puts the results in place; the next poll resumes the guest."""
+        """Function that puts the results in place; the next poll resumes the guest."""
         self.take_fuel: Callable[[int], int] = take_fuel
-        """Takes that much of what the guest's call has left, or all of it; how much it was."""
+        """Function that takes this many units of the fuel that the guest's call has left, or all of
+        it if that is less; it returns how many it took."""
         self.state: dict[str, Any] = {} if state is None else state
-        """For host functions to keep what they know about this instance; a reset clears it."""
+        """Storage of host functions for what they know about this instance; a reset clears it."""
         self.spent: int = 0
-        """Fuel that this host call has cost and that its job has not counted yet."""
+        """Units of fuel that this host call has cost and that its job has not counted yet."""
         self.serve: Callable[[HostCall], Generator[float, None, tuple[object, ...]]] | None = serve
-        """Function of the engine's own that answers it, at no cost: yields the seconds to wait, and
+        """Function of the engine that answers it, at no cost: it yields seconds to wait, and
         returns the results. None: the host function of that index answers."""
         self.caller: HostCaller | None = None
-        """What it is a part of; whoever drives the guest says so."""
+        """Call, batch or start that it is a part of; whoever drives the guest sets this."""
         self.grants: Any = grants
-        """For the host function to note what it was registered with."""
+        """What the host function was registered with, which it notes here."""
         self.invoke: Callable[[str, Sequence[object]], None] | None = None
         """Function that has the guest call an export, by name and wasm values, before it goes on.
         The next polls run the export. Once it has returned, `GuestInstance.host_call` is this call
         again, and `result` is there. The function raises, and changes nothing, `LookupError` if
         there is no such export to call, and `TypeError`, `ValueError` or `OverflowError` if the
-        values do not fit. None: the host function is not reentrant. """
+        values do not fit. None: the host function is not reentrant."""
         self.result: Any = None
         """Result of the export that was called last: None, a value, or a tuple."""
         self.invoking: bool = False
-        """Whether such an export is under way; whoever drives the guest says so."""
+        """Whether such an export is under way; whoever drives the guest sets this."""
         self.lend: Callable[[Any], Any] | None = None
-        """Function that makes what `memory` is of the memory that the engine has, once an export
-        has returned; None: `memory` is that memory itself."""
+        """Function that returns the new `memory`, given that of the engine, once an export has
+        returned; None: `memory` is that of the engine itself."""
 
     def spend(self, fuel: int) -> None:
         """Charge the guest's call for something that the host does for it, before it is done.
 
+        Args:
+            fuel: units of fuel.
+
         Raises:
-            FuelExhaustedError: the call has less than that left, and now nothing.
+            FuelExhaustedError: the call had less than that left, which was taken.
         """
         taken = self.take_fuel(fuel)
         self.spent += taken
@@ -313,30 +317,30 @@ class GuestMemory(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size of the memory (bytes)."""
 
     def read(self, at: int, n: int) -> bytes:
-        """Return `n` bytes from address `at`; `IndexError` outside of the memory."""
+        """Return a copy of `n` bytes from address `at`; `IndexError` outside of the memory."""
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        """Put `data` at address `at`; `IndexError` (and nothing is written) outside."""
+        """Write `data` at address `at`; `IndexError` outside, and nothing is written."""
 
     def grow(self, pages: int) -> int:
-        """Add pages, and return where they begin; `MemoryLimitError` beyond the limits."""
+        """Add pages; return the address of the first. `MemoryLimitError` beyond the limits."""
 
 
 class LentMemory(GuestMemory, Protocol):
     """The linear memory of an instance while its guest waits for the host."""
 
     def end(self) -> None:
-        """Have nothing inside any more: the guest is gone, or goes on."""
+        """Become empty: the guest is gone, or goes on."""
 
 
 class Window(Protocol):
-    """The pages with which a memory begins, which stay where they are for as long as the instance.
+    """The first pages of a memory, which stay where they are for as long as the instance exists.
 
-    It is the fastest way to the memory: nothing is checked but that the instance is not closed, and
-    no code of the values' own may run meanwhile.
+    It is the fastest way to the memory: only whether the instance is closed is checked, so no code
+    of the caller's values may run meanwhile.
     """
 
     @property
@@ -348,18 +352,18 @@ class OwnMemory(GuestMemory, Protocol):
     """The linear memory of an instance that has no call under way."""
 
     def view(self) -> memoryview:
-        """Return all bytes, read-only, to be used until the guest runs or its memory grows.
+        """Return all bytes, read-only and not copied, for use until the guest runs or it grows.
 
-        Empty once the instance is closed.
+        It is empty once the instance is closed.
         """
 
 
 class Counter(Protocol):
-    """Somewhere to read a number."""
+    """A number that changes."""
 
     @property
     def value(self) -> int:
-        """As it was written last."""
+        """Number that was written last."""
 
 
 class GuestFunction(Protocol):
@@ -367,31 +371,37 @@ class GuestFunction(Protocol):
 
     @property
     def type(self) -> FuncType:
-        """Its wasm types."""
+        """Type of the function, in wasm types."""
 
     def begin(self, values: Sequence[object], fuel: int) -> Any:
-        """Begin a call and run its first slice: the result if that ends it, else `UNDER_WAY`.
+        """Begin a call, and run its first slice.
 
-        No code of the values' own is run: they must be a tuple of ints and floats. Of classes of
-        their own, an engine takes the number itself, or none.
+        It is the fast path of every call: one step for what `poll` and `finish` do.
 
-        The fast path of every call: there is one step here for what `poll` and `finish` do.
+        Args:
+            values: a tuple of ints and floats. None of their own code is run: of an instance of a
+                subclass, an engine takes the number itself, or refuses it.
+            fuel: units of fuel of the call.
+
+        Returns:
+            The result if the first slice ends the call: None, a value, or a tuple. Else
+            `UNDER_WAY`.
 
         Raises:
-            InexactError: they are no such tuple; convert them, and begin again if the instance is
-                still there then.
+            InexactError: the values are no such tuple; convert them, and begin again if the
+                instance still exists then.
             TypeError, ValueError, OverflowError: the values do not fit its wasm types; no call is
                 under way, and no wasm has run.
-            NoMemoryError: the system gave no stack; no call is under way, and no wasm has run.
-            GuestError: the call ended so in its first slice.
+            NoMemoryError: the system refused a stack; no call is under way, and no wasm has run.
+            GuestError: the guest failed in its first slice.
         """
 
     @property
     def left(self) -> Counter:
-        """Of the fuel, what was left when `begin` gave a result; the same object every time."""
+        """Units of fuel that were left when `begin` last returned a result; always one object."""
 
     def finish(self) -> Any:
-        """Return the results of a call that `poll` said is over: None, a value, or a tuple.
+        """Return the result of a call that is over, as `poll` said: None, a value, or a tuple.
 
         Raises:
             GuestError: it trapped, ran out of fuel, or exited.
@@ -399,16 +409,16 @@ class GuestFunction(Protocol):
 
 
 class GuestDriver(Protocol):
-    """Calls an export for each row of columns that lie in its scratch; see `_core/wasm/driver`.
+    """Calls an export for each row of columns in its scratch memory; see `_core/wasm/driver`.
 
-    Part of its instance: what it begins is polled and abandoned there.
+    It is a part of its instance: what it begins is polled and abandoned there.
     """
 
     def put(self, at: int, data: bytes | memoryview) -> None:
-        """Put bytes at an address of the scratch, where there is room for them."""
+        """Write bytes at an address of the scratch; the caller ensures that they fit."""
 
     def get(self, at: int, size: int) -> memoryview:
-        """Return the bytes at an address of the scratch: not copied, so to be used at once."""
+        """Return bytes of the scratch from an address, not copied: for use at once."""
 
     def abridge(self, codes: frozenset[str]) -> None:
         """Raise the errors of traps with these codes without frames, which take most of the time.
@@ -418,13 +428,18 @@ class GuestDriver(Protocol):
         """
 
     def begin(self, rows: int, fuel: int) -> int | UnderWay:
-        """Begin to call for that many rows, and run the first slice; see `GuestFunction.begin`.
+        """Begin to call for this many rows, and run the first slice; see `GuestFunction.begin`.
 
-        The result is how many rows are done: all, or those before one that it stopped at.
+        The result is the number of rows that are done: all, or those before the one that stopped
+        it.
         """
 
     def finish(self) -> int:
-        """Return how many rows are done, once `poll` said it is over; raises what the guest did."""
+        """Return the number of rows that are done, once `poll` said that it is over.
+
+        Raises:
+            GuestError: the guest failed.
+        """
 
 
 class DriverCode(Protocol):
@@ -432,15 +447,15 @@ class DriverCode(Protocol):
 
     @property
     def shape(self) -> Any:
-        """What was compiled: a `Shape` or `MemoryShape`."""
+        """Shape that was compiled: a `Shape` or `MemoryShape`."""
 
     def attach(self, instance: Any, exports: Mapping[str, str | FromPart]) -> GuestDriver:
         """Return a driver that calls exports of an instance; the same one, if it has one already.
 
         Args:
             instance: of the same engine.
-            exports: {what the driver imports: which export of the module that was given, or of
-                another part, that is}; the memory goes without saying.
+            exports: {name of an import of the driver: export of the module that was given, or of
+                another part}; the memory is not among them.
 
         Raises:
             NoMemoryError: the system has no memory for it.
@@ -458,16 +473,16 @@ class GuestPart(Protocol):
         """Return an exported memory; `LookupError` if there is none of that name."""
 
     def window(self, name: str) -> Window:
-        """Return the pages with which an exported memory begins, to be used at any time.
+        """Return the first pages of an exported memory, for use at any time.
 
         Raises:
             LookupError: there is no memory of that name.
         """
 
     def fixed_memory(self, name: str) -> GuestMemory:
-        """Return an exported memory that can't grow, to be used also while the guest waits.
+        """Return an exported memory that can't grow, for use also while the guest waits.
 
-        It may be used while a host call of this instance is unanswered, and nothing runs.
+        It may be used while a host call of this instance is not answered, and nothing runs.
 
         Raises:
             LookupError: there is none of that name that can't grow.
@@ -478,9 +493,9 @@ class GuestPart(Protocol):
 
 
 class Samples(Protocol):
-    """Told of the samples of a guest's stack. One thread at a time calls it.
+    """Receiver of samples of a guest's stack. One thread at a time calls it.
 
-    Two of them are equal if it does not matter which one is told.
+    Two of them are equal if it does not matter which one receives a sample.
     """
 
     @property
@@ -503,51 +518,51 @@ class Samples(Protocol):
 class GuestInstance(Protocol):
     """A store with a module instantiated in it, or with the parts of a graph.
 
-    Begins life with its start under way. Functions, memory and globals are those of the module that
-    was given; `part` has those of the others.
+    When it is made, its start is under way. Functions, memory and globals are those of the module
+    that was given; `part` has those of the others.
     """
 
     @property
     def host_call(self) -> HostCall | None:
-        """Set by `poll` when the guest waits for the host."""
+        """Call of the host for which the guest waits, set by `poll`; None if it does not wait."""
 
     @property
     def memory(self) -> OwnMemory | None:
-        """The exported memory, if there is one."""
+        """The exported memory; None if there is none."""
 
     @property
     def yield_fuel(self) -> int:
-        """What one slice may burn."""
+        """Units of fuel that one slice may burn."""
 
     def set_yield_fuel(self, fuel: int) -> None:
-        """Another length for the slices of calls from now on; nothing is under way."""
+        """Let slices of later calls burn this many units; nothing is under way."""
 
     def poll(self) -> bool:
-        """Run one slice of what is under way; True when it is over. Any thread may call it."""
+        """Run one slice of what is under way; return whether it is over. Any thread may call it."""
 
     def started(self) -> None:
-        """End the start, which is over. Raises what `GuestFunction.finish` does."""
+        """End the start, which is over; raise the errors of `GuestFunction.finish`."""
 
     def start_function(self) -> GuestFunction | None:
-        """Return the start function if it is still to be called, once `started` has been.
+        """Return the start function if it must still be called, after `started`.
 
         None: there is none, or instantiation has run it.
         """
 
     def mark(self) -> None:
-        """Let `reset` go back to what it is now that it has started. Only of what was proved.
+        """Make the present state the one that `reset` restores; only after `Engine.prove`.
 
         Raises:
             LoadError: the engine could not make what that takes.
         """
 
     def reset(self, keep: GuestDriver | None = None) -> bool:
-        """Put it back to when it was marked, at once; False if that can't be done.
+        """Restore the state in which it was marked, at once; return False if that can't be done.
 
-        Then it is neither as it was nor as it began, and only `close` may follow.
+        After False its state is unknown, and only `close` may follow.
 
         Args:
-            keep: driver of which the scratch is left as it is, as the lease goes on; None: none.
+            keep: driver whose scratch is left as it is, as the lease goes on; None: none.
         """
 
     def freeze(self) -> dict[str, FrozenState]:
@@ -568,11 +583,11 @@ class GuestInstance(Protocol):
 
     @property
     def state(self) -> dict[str, Any]:
-        """For the ABI to keep what it knows about this instance."""
+        """Storage of the ABI for what it knows about this instance."""
 
     @property
     def host_state(self) -> dict[str, Any]:
-        """See `HostCall.state`; only to be read here."""
+        """Storage of host functions, for reading: see `HostCall.state`."""
 
     def global_value(self, name: str) -> WasmValue:
         """Return the value of an exported global; `LookupError` if there is no such number."""
@@ -589,10 +604,10 @@ class GuestInstance(Protocol):
         """
 
     def pass_samples(self, sink: Samples | None) -> None:
-        """Pass samples of the guest's stack on from now on, if there is a sink; None: take none.
+        """Pass samples of the guest's stack to a sink from now on; None: take none.
 
-        Only of a module that was compiled for that: see `tiers.PROFILED`. Others take none. Any
-        time will do, also while something is under way in another thread.
+        Only a module that was compiled for it takes samples: see `tiers.PROFILED`. This may be
+        called at any time, also while something is under way in another thread.
         """
 
     def abandon(self) -> None:
@@ -602,53 +617,57 @@ class GuestInstance(Protocol):
         """
 
     def dump(self, most: int) -> tuple[DumpedInstance, ...]:
-        """Return what a failed call has left of it. Only if compiled with `Edits.dumped`.
+        """Return the state in which a failed call left it; only if compiled with `Edits.dumped`.
 
         Args:
             most: bytes of memories that are read, at most.
         """
 
     def fuel_left(self) -> int:
-        """Return what is left of the fuel of the call that is, or was last, under way."""
+        """Return the units of fuel that the call has left that is, or was last, under way."""
 
     @property
     def fixed_size(self) -> int | None:
-        """What `measure` returns, if nothing but another driver can change that."""
+        """Result of `measure`, if only another driver can change it; else None."""
 
     def measure(self) -> int:
-        """Return what it may touch now (bytes): memories, tables x 8, scratch, the rest."""
+        """Return the bytes that it may touch now: see `Lease.size`."""
 
     @property
     def reserved(self) -> tuple[int, int]:
         """Addresses that it reserves now (bytes), and its mappings: more with each new driver."""
 
     def close(self) -> None:
-        """Free it all. Closing twice is fine."""
+        """Free the instance and all that belongs to it. Closing twice is fine."""
 
 
 class LoadedModule(Protocol):
-    """Executable code."""
+    """Executable code of a module, from which instances are made."""
 
     @property
     def at_once(self) -> bool:
-        """Whether new instances are there at once: nothing of their start is under way then."""
+        """Whether new instances have no start under way, as they are complete at once."""
 
     def instantiate(self, fuel: int, yield_fuel: int) -> GuestInstance:
         """Make an instance, with its start under way unless it is `at_once`.
 
+        Args:
+            fuel: units of fuel of its start.
+            yield_fuel: units that one slice may burn.
+
         Raises:
-            NoMemoryError: the system has no memory for it; `started` may say so, too.
+            NoMemoryError: the system has no memory for it; `started` may raise it, too.
             LoadError: the engine could not make it.
         """
 
     def collect(self) -> None:
         """Pass on the samples of its instances that were taken so far; see `pass_samples`.
 
-        They are passed on by themselves now and then, and when it is closed.
+        Without this, they are passed on now and then, and when the module is closed.
         """
 
     def close(self) -> None:
-        """Instances live on; no new ones can be made. Closing twice is fine."""
+        """Make no more instances; those that exist go on. Closing twice is fine."""
 
 
 class Substitute:
@@ -676,23 +695,23 @@ class Substitute:
 
 
 class Engine(Protocol):
-    """Compiles and loads. One for each cache."""
+    """Compiles modules, and makes them executable. Each cache has an engine of its own."""
 
     @property
     def system(self) -> SystemLimits:
-        """What the system leaves the cache of addresses and mappings."""
+        """Addresses and mappings that the system leaves to the cache."""
 
     @property
     def compile_slots(self) -> CompileSlots:
-        """The slots in which it compiles, and who waits for one."""
+        """The slots in which it compiles, and the groups that wait for one."""
 
     @property
     def open_instances(self) -> int:
-        """Instances that are not closed."""
+        """Number of instances that are not closed."""
 
     @property
     def scratch_size(self) -> int:
-        """Bytes of the scratches that drivers keep, in all instances that are not closed."""
+        """Bytes of the scratch memories of drivers, in all instances that are not closed."""
 
     @property
     def code_sizes(self) -> dict[Tier, int]:
@@ -702,7 +721,11 @@ class Engine(Protocol):
         """Return what to register as function `name` in place of `wasm`; None: `wasm` itself."""
 
     async def to_wasm(self, text: str) -> bytes:
-        """Make text binary; `InvalidModuleError` with line and column if it is wrong."""
+        """Convert text to the binary format; `InvalidModuleError` says where it is wrong.
+
+        **Checkpoint:** always.
+        **Cancellation:** the thread is abandoned.
+        """
 
     def turn(self, group: Hashable) -> Turn:
         """Return a place in line for `compile` and `prove`, in the turn of that group."""
@@ -717,19 +740,21 @@ class Engine(Protocol):
         """Read, check, edit and compile a module, off the event loop, when it is its turn.
 
         Args:
-            wasm: the module, binary.
-            turn: whose turn it waits for; None: that of a group of its own.
-            tier: the first to compile it in; the optimizing one is the last. None: as the engine
-                was made.
-            admit: looks at what the sections say, raises if it must not come in, and says what to
-                change; or it gives a graph, of which the module is the user's part. May be called
-                in another thread.
+            wasm: the module, in the binary format.
+            admit: function that takes what the sections declare, raises if the module is not
+                admitted, and returns what to change; or a graph of which the module is the user's
+                part. It may be called in another thread.
+            turn: turn that it waits for; None: that of a group of its own.
+            tier: tier that is tried first; the optimizing one is the last. None: the engine's.
 
         Raises:
             InvalidModuleError: it can't be read or compiled.
             NoMemoryError: the system has no memory for it.
             ExcessiveModuleError: it is not worth reading.
             trio.ClosedResourceError: the engine was closed while it waited.
+
+        **Checkpoint:** always.
+        **Cancellation:** the thread is abandoned, and leaves nothing behind.
         """
 
     async def prove(
@@ -739,7 +764,7 @@ class Engine(Protocol):
         initialize: Sequence[StartCall],
         turn: AnyTurn | None = None,
     ) -> Artifact:
-        """Find out, off the event loop, how instances of an artifact are put back, or why not.
+        """Find out, off the event loop, how instances of an artifact are reset, or why not.
 
         Args:
             artifact: compiled with `Edits.reset`.
@@ -752,21 +777,31 @@ class Engine(Protocol):
 
         Raises:
             NoMemoryError: the system has no memory for trying.
+
+        **Checkpoint:** always.
+        **Cancellation:** the thread is abandoned, and leaves nothing behind.
         """
 
     async def find_state(self, key: str) -> bytes | memoryview | None:
-        """Return what `keep_state` was given for a key, maybe in another process; or None."""
+        """Return the bytes that `keep_state` kept for a key, maybe in another process; or None.
+
+        **Checkpoint:** if anything is kept on disk.
+        **Cancellation:** the thread is abandoned.
+        """
 
     async def keep_state(self, key: str, data: bytes) -> None:
         """Keep on disk what a prepared function begins with, if anything is kept there.
 
         Args:
             key: hexadecimal digits.
-            data: of any size.
+            data: bytes of any number.
+
+        **Checkpoint:** if anything is kept on disk.
+        **Cancellation:** the thread is abandoned; the data may be kept all the same.
         """
 
     def load_nowait(self, artifact: Artifact, hosts: Sequence[HostImport]) -> LoadedModule | None:
-        """Make an artifact executable and link it; None, and nothing is done: use `load`.
+        """Make an artifact executable and link it, if that is quick; else return None.
 
         Raises:
             Exception: the errors of `load`.
@@ -779,6 +814,10 @@ class Engine(Protocol):
             LinkError: wasmtime would not link it after all.
             NoMemoryError: the system has no memory for it.
             LoadError: the engine could not make it.
+            trio.ClosedResourceError: the engine is closed, or was closed meanwhile.
+
+        **Checkpoint:** if it takes a thread.
+        **Cancellation:** only before the thread begins; nothing is left behind.
         """
 
     async def count_resident(
@@ -788,12 +827,15 @@ class Engine(Protocol):
         running: Sequence[Any],
         modules: Sequence[Any],
     ) -> ResidentBytes:
-        """Return what is in memory of these instances and modules, which are its own.
+        """Return how much of these instances and modules, which are its own, is in memory.
 
         Those that run may go on, or be closed, meanwhile.
 
         Raises:
-            NotImplementedError: the system does not tell.
+            NotImplementedError: the system does not say.
+
+        **Checkpoint:** always.
+        **Cancellation:** the thread is abandoned.
         """
 
     async def driver(self, shape: Shape | MemoryShape, tier: Tier) -> DriverCode | None:
@@ -808,7 +850,11 @@ class Engine(Protocol):
         Raises:
             NoMemoryError: the system has no memory for it.
             LoadError: it can't be compiled.
+            trio.ClosedResourceError: the engine is closed, or was closed meanwhile.
+
+        **Checkpoint:** if it has to be compiled.
+        **Cancellation:** the thread is abandoned, and leaves nothing behind.
         """
 
     def close(self) -> None:
-        """Nothing can be loaded any more; what is compiling finishes by itself."""
+        """Load and compile nothing any more; a compile under way ends by itself, and is dropped."""

@@ -71,9 +71,9 @@ class HostFunction:
 
     `fn` is called with one value for each of `params`. It must return a value if there is one
     result, a tuple if there are several, and None if there is none. ``"str"`` and ``"bytes"`` are
-    for Extism plugins, see `ExtismAbi`. `Lease.call` raises its
-    exceptions unchanged. While it runs, `trio_wasmcache.current_lease()` returns the lease whose
-    guest called; `Lease.memory` gives access to the memory of that guest.
+    for Extism plugins, see `ExtismAbi`. `Lease.call` raises the exceptions of `fn` unchanged. While
+    `fn` runs, `trio_wasmcache.current_lease()` returns the lease whose guest called; `Lease.memory`
+    gives access to the memory of that guest.
 
     A reentrant one may call exports of that guest before it returns: see `Lease.invoke`. Its types
     are numbers.

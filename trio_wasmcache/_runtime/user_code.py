@@ -72,7 +72,7 @@ def is_of_guest(error: BaseException) -> bool:
     )
 
 
-# More of ours on one exception, which may be raised again for ever, tell nothing new.
+# Notes of this library on one exception, at most: it may be raised again and again.
 MAX_NOTES = 16
 
 

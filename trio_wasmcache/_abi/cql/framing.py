@@ -49,7 +49,7 @@ class Codec(Protocol):
         """Return CQL's bytes of a value that is not None.
 
         Raises:
-            TypeError, ValueError, OverflowError: The type can't represent it.
+            TypeError, ValueError, OverflowError: the type can't represent it.
         """
 
     @property
@@ -66,8 +66,8 @@ class Codec(Protocol):
         A collection is counted in the tally before it is made, with all values in it.
 
         Raises:
-            MalformedError: The bytes are not a value of this type.
-            ResultTooLargeError, FuelExhaustedError: The value is too large.
+            MalformedError: the bytes are not a value of this type.
+            ResultTooLargeError, FuelExhaustedError: the value is too large.
         """
 
 

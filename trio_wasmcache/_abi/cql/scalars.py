@@ -166,7 +166,7 @@ def scalars() -> Mapping[str, ScalarCodec]:
     """Return {CQL type name: codec}.
 
     Raises:
-        ImportError: The driver package is not installed.
+        ImportError: the driver package is not installed.
     """
     try:
         types = importlib.import_module("cassandra.cqltypes")

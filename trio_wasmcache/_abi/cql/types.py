@@ -262,13 +262,13 @@ def parse_type(
     """Return the codec for a type name such as ``map<text,frozen<list<int>>>``.
 
     Args:
-        what: The function's name for messages.
-        name: The type name, normalised.
-        scalar: Returns the codec of a single type, or None.
+        what: the function's name for messages.
+        name: the type name, normalised.
+        scalar: returns the codec of a single type, or None.
         user_types: {name: {field: type name}}.
 
     Raises:
-        SignatureError: It is no CQL type, or one that CQL does not allow.
+        SignatureError: it is no CQL type, or one that CQL does not allow.
     """
     return _Parser(what, scalar, user_types).parse(name, ())
 

@@ -141,14 +141,14 @@ def check_limits(
     """Return the edits that make a module keep the limits.
 
     Args:
-        info: The module.
-        what: The function's name for messages.
-        memory_limit: Bytes, all memories together.
-        table_limit: Elements, all tables together.
-        **more: Further fields of the edits.
+        info: the module.
+        what: the function's name for messages.
+        memory_limit: bytes, all memories together.
+        table_limit: elements, all tables together.
+        **more: further fields of the edits.
 
     Raises:
-        ModuleTooLargeError: The module starts over a limit.
+        ModuleTooLargeError: the module starts over a limit.
     """
     (edits,) = share_limits((info,), what, memory_limit, table_limit, **more)
     return edits
@@ -164,14 +164,14 @@ def share_limits(
     """Return the edits that make modules keep the limits, which one instance has together.
 
     Args:
-        infos: The modules; each memory and each table counts where it is defined.
-        what: The function's name for messages.
-        memory_limit: Bytes, all memories together.
-        table_limit: Elements, all tables together.
-        **more: Further fields of the edits of each.
+        infos: the modules; each memory and each table counts where it is defined.
+        what: the function's name for messages.
+        memory_limit: bytes, all memories together.
+        table_limit: elements, all tables together.
+        **more: further fields of the edits of each.
 
     Raises:
-        ModuleTooLargeError: The modules start over a limit.
+        ModuleTooLargeError: the modules start over a limit.
     """
     memories = [memory for info in infos for memory in info.own_memories]
     tables = [table.limits for info in infos for table in info.own_tables]
@@ -252,7 +252,7 @@ def sharing(*modules: tuple[ModuleInfo, Edits]) -> str:
     """Return words for messages about `memory_limit`: how many memories share it, if several do.
 
     Args:
-        *modules: What the sections say, and the edits, of each module of an instance.
+        *modules: what the sections say, and the edits, of each module of an instance.
     """
     count = sum(
         limits.maximum != limits.minimum for info, _ in modules for limits in info.own_memories
@@ -264,7 +264,7 @@ def memory_remedy(*modules: tuple[ModuleInfo, Edits]) -> str:
     """Return what to do about a memory that the host could not grow, as the end of a message.
 
     Args:
-        *modules: What the sections say, and the edits, of each module of an instance.
+        *modules: what the sections say, and the edits, of each module of an instance.
     """
     limit = modules[0][1].memory_limit
     return (
@@ -279,7 +279,7 @@ def worst_size(*modules: tuple[ModuleInfo, Edits]) -> int:
     The sum of all memories and tables at their maxima, the scratches of batches, and the rest.
 
     Args:
-        *modules: What the sections say, and the edits, of each module that is instantiated in it.
+        *modules: what the sections say, and the edits, of each module that is instantiated in it.
     """
     size = rest_size(*(info for info, _ in modules)) + SCRATCHES * SCRATCH_LIMIT
     for info, edits in modules:
@@ -293,8 +293,8 @@ def least_size(heap: int, *infos: ModuleInfo) -> int:
     """Return what an instance takes at least (bytes): what it starts with.
 
     Args:
-        heap: What `heap_size` returns, which counts as a whole from the start.
-        *infos: What the sections say, of each module that is instantiated in it.
+        heap: what `heap_size` returns, which counts as a whole from the start.
+        *infos: what the sections say, of each module that is instantiated in it.
     """
     pages = sum(memory.minimum for info in infos for memory in info.own_memories)
     elements = sum(table.limits.minimum for info in infos for table in info.own_tables)
@@ -307,7 +307,7 @@ def rest_size(*infos: ModuleInfo) -> int:
     That is one page, or more for modules with so many parts that wasmtime needs more.
 
     Args:
-        *infos: What the sections say, of each module that is instantiated in it.
+        *infos: what the sections say, of each module that is instantiated in it.
     """
     return max(WASM_PAGE, sum(map(_kept_size, infos)))
 
@@ -377,17 +377,17 @@ def check_imports(
     """Return the (module, name) of the imports that host functions must provide, in order.
 
     Args:
-        info: The module.
-        what: The function's name for messages.
+        info: the module.
+        what: the function's name for messages.
         given: {(module, name): type} of the host functions, and what else each instance gets; the
             module need not import all.
-        misfit: Returns what is given in place of a function of that name and type, and a remedy;
+        misfit: returns what is given in place of a function of that name and type, and a remedy;
             None: the message has only the type.
-        trap_missing: Whether functions that are not given are fine, as calling one traps. The
+        trap_missing: whether functions that are not given are fine, as calling one traps. The
             engine can't make one whose type contains v128.
 
     Raises:
-        LinkError: Imports are missing, or have another type than given; the message lists them.
+        LinkError: imports are missing, or have another type than given; the message lists them.
     """
     wanted: dict[tuple[str, str], None] = {}
     problems = []
@@ -435,8 +435,8 @@ def initials_of(
     """Return the initial value of each imported global, in order; see `define_imports`.
 
     Args:
-        info: A module whose imports `check_imports` has accepted.
-        given: See `check_imports`.
+        info: a module whose imports `check_imports` has accepted.
+        given: see `check_imports`.
     """
     found = (
         given[item.module, item.name] for item in info.imports if isinstance(item.type, GlobalType)
@@ -569,13 +569,13 @@ def check_export(info: ModuleInfo, what: str, export: str, remedy: str = "export
     """Return the type of the exported function.
 
     Args:
-        info: The module.
-        what: The function's name for messages.
-        export: The name of the export.
-        remedy: What to give, with braces in the place of a name.
+        info: the module.
+        what: the function's name for messages.
+        export: the name of the export.
+        remedy: what to give, with braces in the place of a name.
 
     Raises:
-        ExportError: There is no export of that name, it is not a function, or it is one of a Go
+        ExportError: there is no export of that name, it is not a function, or it is one of a Go
             program that works only while the program runs.
     """
     found = info.export(export)
@@ -598,10 +598,10 @@ def exported(wanted: str, names: Sequence[str], remedy: str, but: str | None = N
     """Return words for a message: the functions that a module exports, and which may be meant.
 
     Args:
-        wanted: The name of an export that it lacks.
-        names: The names of the functions that it exports.
-        remedy: What to give, with braces in the place of a name.
-        but: Name of an export that is not meant.
+        wanted: the name of an export that it lacks.
+        names: the names of the functions that it exports.
+        remedy: what to give, with braces in the place of a name.
+        but: name of an export that is not meant.
     """
     if not names:
         return "it exports no function"
@@ -648,8 +648,8 @@ def check_crossing(what: str, declared: object) -> FuncType:
     """Return the type that an ABI declares for an export, if values of all its types can cross.
 
     Raises:
-        TypeError: It is no `FuncType` of two tuples of names.
-        SignatureError: It contains an unknown type, or one that can't cross.
+        TypeError: it is no `FuncType` of two tuples of names.
+        SignatureError: it contains an unknown type, or one that can't cross.
     """
     if not isinstance(declared, FuncType) or not all(
         isinstance(types, tuple) and all(isinstance(name, str) for name in types)
@@ -667,7 +667,7 @@ def check_call(exported: FuncType | None, export: object) -> FuncType:
     """Return the type of an export that an ABI wants to call; None: there is no such function.
 
     Raises:
-        AbiError: There is none, or values of one of its types can't cross.
+        AbiError: there is none, or values of one of its types can't cross.
     """
     if exported is None:
         raise AbiError(f"its ABI calls {export!r:.300}, and the module exports no such function")

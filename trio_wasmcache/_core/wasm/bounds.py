@@ -72,9 +72,9 @@ def bounded_exports(wasm: bytes, info: ModuleInfo, begin: int) -> frozenset[str]
     """Return the names of the exported functions that are bounded.
 
     Args:
-        wasm: The module as it is compiled. It is valid, so no instruction is cut off.
-        info: What it declares. There may be more functions behind those.
-        begin: Offset of the first function body, with its size; 0: there is none.
+        wasm: the module as it is compiled. It is valid, so no instruction is cut off.
+        info: what it declares. There may be more functions behind those.
+        begin: offset of the first function body, with its size; 0: there is none.
     """
     if info.imported_functions or not begin:
         return frozenset()

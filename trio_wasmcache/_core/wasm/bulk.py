@@ -109,9 +109,9 @@ def charged_body(code: bytes, info: ModuleInfo, burn: int) -> bytes:
     """Return the body, with its size, of the function that takes the place of a bulk instruction.
 
     Args:
-        code: The instruction.
-        info: The module.
-        burn: Index of the function that burns fuel.
+        code: the instruction.
+        info: the module.
+        burn: index of the function that burns fuel.
     """
     params, results = _signature(code, info)
     wide = params[-1] == _I64

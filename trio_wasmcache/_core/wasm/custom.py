@@ -140,8 +140,8 @@ def without_custom_sections(wasm: bytes, breathe: Callable[[], object] = lambda:
     functions behind a `VEIL`.
 
     Args:
-        wasm: The module.
-        breathe: Called for every thousand names, so that a thread lets others run.
+        wasm: the module.
+        breathe: called for every thousand names, so that a thread lets others run.
     """
     pieces: list[bytes | memoryview] = []
     at, named = 0, False
@@ -168,8 +168,8 @@ def name_module(wasm: bytes, name: str) -> bytes:
     """Return the module with `name` as its own name, in place of the one that it may have.
 
     Args:
-        wasm: The module, as `without_custom_sections` returns it.
-        name: The name, by which the frames of traps say whose they are.
+        wasm: the module, as `without_custom_sections` returns it.
+        name: the name, by which the frames of traps say whose they are.
     """
     named = section_bytes(_MODULE_NAME, name_bytes(name))
     begin = end = len(wasm)
@@ -260,8 +260,8 @@ def keep_debug_sections(
     name, the first is kept.
 
     Args:
-        wasm: The module.
-        breathe: Called after each section, so that a thread lets others run.
+        wasm: the module.
+        breathe: called after each section, so that a thread lets others run.
     """
     kept: dict[str, tuple[int, bytes]] = {}
     if DEBUG.encode() not in wasm:

@@ -52,7 +52,7 @@ def add_exports(wasm: bytes, info: ModuleInfo, exports: Sequence[Export]) -> byt
     """Return the module with `exports` added after its own.
 
     Raises:
-        ValueError: A name is taken, an index does not exist, or `info` is of other bytes.
+        ValueError: a name is taken, an index does not exist, or `info` is of other bytes.
     """
     _check_same(wasm, info)
     spaces = (info.functions, info.tables, info.memories, info.globals, info.tags)
@@ -131,7 +131,7 @@ def clamp_maxima(
     so does a maximum that is not below the declared one: maxima are only ever lowered.
 
     Raises:
-        ValueError: A memory or table starts over its maximum, the number of maxima differs from
+        ValueError: a memory or table starts over its maximum, the number of maxima differs from
             that of definitions, or `info` is of other bytes.
     """
     _check_same(wasm, info)
@@ -165,13 +165,13 @@ def define_imports(
     global, but none that is defined: there, the initial value takes the place of the global.
 
     Args:
-        wasm: The module.
-        info: What it declares.
-        initials: The initial values of imported globals, in order: expressions with their end.
-        breathe: Called every now and then, so that a thread lets others run.
+        wasm: the module.
+        info: what it declares.
+        initials: the initial values of imported globals, in order: expressions with their end.
+        breathe: called every now and then, so that a thread lets others run.
 
     Raises:
-        ValueError: There are not as many values as imported globals, or `info` is of other bytes.
+        ValueError: there are not as many values as imported globals, or `info` is of other bytes.
     """
     _check_same(wasm, info)
     globals = 0 if "global" in info.linked else info.imported_globals
@@ -210,7 +210,7 @@ def rename_imports(wasm: bytes, names: Mapping[tuple[str, str], tuple[str, str]]
     """Return the module with other names of imports.
 
     Args:
-        wasm: The module.
+        wasm: the module.
         names: {(module, name): the new ones}. Other imports stay as they are.
     """
     places = [Section(id, start, end) for id, _, start, end in find_sections(wasm)]
@@ -270,7 +270,7 @@ def defer_start(wasm: bytes, info: ModuleInfo, name: str) -> bytes:
     """Return the module with its start function exported by `name`, and not run by itself.
 
     Raises:
-        ValueError: The module has no start function, the name is taken, or `info` is of other
+        ValueError: the module has no start function, the name is taken, or `info` is of other
             bytes.
     """
     if info.start is None:
@@ -285,7 +285,7 @@ def extend_sections(wasm: bytes, items: Mapping[int, Sequence[bytes]]) -> bytes:
     """Return the module with items added after those of sections.
 
     Args:
-        wasm: The module.
+        wasm: the module.
         items: {section id: encoded items}; a section that is missing is made.
     """
     places = [Section(id, start, end) for id, _, start, end in find_sections(wasm)]
@@ -364,18 +364,18 @@ def encode_module(
     """Return a module made of these parts. Empty sections are left out.
 
     Args:
-        types: The signatures; they must include those of imported functions.
-        imports: The imports.
-        functions: The index of its type, for each function defined.
-        tables: The tables defined.
-        memories: The sizes of the memories defined (pages).
-        globals: Type and initial value, an expression with its end (`i32_const` makes one).
-        exports: The exports.
-        start: The index of the start function; None: there is none.
-        elements: Table (None: passive), offset in elements, indexes of functions.
-        data: Memory (None: passive), offset in bytes, content.
-        code: For each function defined, local declarations, instructions and end, without size.
-        custom: Name and content of sections, which are written last.
+        types: the signatures; they must include those of imported functions.
+        imports: the imports.
+        functions: the index of its type, for each function defined.
+        tables: the tables defined.
+        memories: the sizes of the memories defined (pages).
+        globals: type and initial value, an expression with its end (`i32_const` makes one).
+        exports: the exports.
+        start: the index of the start function; None: there is none.
+        elements: table (None: passive), offset in elements, indexes of functions.
+        data: memory (None: passive), offset in bytes, content.
+        code: for each function defined, local declarations, instructions and end, without size.
+        custom: name and content of sections, which are written last.
     """
     vectors: dict[int, list[bytes]] = {
         1: [b"\x60" + _values(type.params) + _values(type.results) for type in types],

@@ -97,7 +97,7 @@ class Graph:
     """Parts in the order in which they are instantiated.
 
     Raises:
-        ValueError: The parts can't be linked so.
+        ValueError: the parts can't be linked so.
     """
 
     parts: tuple[Part, ...]
@@ -172,14 +172,14 @@ def join_layers(
     """Return the graph of the user's module and of the layers around it.
 
     Args:
-        wasm: The user's module.
-        info: What its sections say.
-        layers: The layers. If several supply an import, the last one provides it.
+        wasm: the user's module.
+        info: what its sections say.
+        layers: the layers. If several supply an import, the last one provides it.
         hosts: {module and name of an import: index of the host function}.
-        offset: Position of the module in the bytes given to `register`; None: it is generated.
+        offset: position of the module in the bytes given to `register`; None: it is generated.
 
     Raises:
-        ValueError: An import is left, or the parts can't be linked so.
+        ValueError: an import is left, or the parts can't be linked so.
     """
     wiring: dict[ImportName, Source] = {name: FromHost(index) for name, index in hosts.items()}
     for layer in layers:
@@ -211,15 +211,15 @@ def limit_graph(
     """Return the graph with the edits that make it keep the limits.
 
     Args:
-        graph: The graph.
-        what: The function's name for messages.
-        memory_limit: Bytes, all memories together.
-        table_limit: Elements, all tables together.
-        **more: Further fields of the edits of each part; `initials`, of imported globals that are
+        graph: the graph.
+        what: the function's name for messages.
+        memory_limit: bytes, all memories together.
+        table_limit: elements, all tables together.
+        **more: further fields of the edits of each part; `initials`, of imported globals that are
             not wired, and `heap_size`, of the one heap that all parts have, are of the user's.
 
     Raises:
-        ModuleTooLargeError: The parts start over a limit, or one has too many imports.
+        ModuleTooLargeError: the parts start over a limit, or one has too many imports.
     """
     for part in graph.parts:
         if part.links > MAX_LINKS:

@@ -58,8 +58,8 @@ class Note:
         """Return the bytes that were refused because of `limit`; None if they were not.
 
         Args:
-            asked: The note's value (pages); 0: the last growth succeeded, or there was none.
-            size: Size of the memory (bytes).
+            asked: the note's value (pages); 0: the last growth succeeded, or there was none.
+            size: size of the memory (bytes).
         """
         wanted = (asked & 0xFFFF_FFFF_FFFF_FFFF) * WASM_PAGE
         return wanted if wanted and self.limit < size + wanted <= self.maximum else None
@@ -122,12 +122,12 @@ def code_offsets(
     """Return the map from `edited` to `wasm`.
 
     Args:
-        wasm: The module as it was given.
-        edited: The module as it is compiled.
-        functions: Number of functions of `wasm`.
-        moves: What `edit_code` returned, if it was called.
-        begin: Offset of `wasm` in what was given.
-        first: Offset of the first function body in `wasm`; None: it is looked for.
+        wasm: the module as it was given.
+        edited: the module as it is compiled.
+        functions: number of functions of `wasm`.
+        moves: what `edit_code` returned, if it was called.
+        begin: offset of `wasm` in what was given.
+        first: offset of the first function body in `wasm`; None: it is looked for.
     """
     if first is None:
         first = bodies_offset(wasm)
@@ -146,11 +146,11 @@ def edit_code(
     """Return the module with its edited instructions, and where its code moved.
 
     Args:
-        wasm: The module; its types, functions, globals and bodies are those of `info`.
-        info: The module as it was given.
+        wasm: the module; its types, functions, globals and bodies are those of `info`.
+        info: the module as it was given.
         names: {memory: export name of its note}, of the memories whose refused growth it notes.
-        begin: Offset of the first function body in the module as it was given.
-        charge: Whether bulk instructions, and growth, are charged for their length, too.
+        begin: offset of the first function body in the module as it was given.
+        charge: whether bulk instructions, and growth, are charged for their length, too.
 
     Returns:
         The module, and [(bytes from the first body on, bytes by which code from there on has become
@@ -219,9 +219,9 @@ def _replaced(
     """Return the module with other code in the place of instructions, and where its code moved.
 
     Args:
-        wasm: The module.
-        new: Each instruction and the code that replaces it, in order.
-        begin: Offset of the first function body in the module as it was given.
+        wasm: the module.
+        new: each instruction and the code that replaces it, in order.
+        begin: offset of the first function body in the module as it was given.
     """
     start, content, code_end = next(
         (start, content, end) for id, start, content, end in find_sections(wasm) if id == _CODE
@@ -253,10 +253,10 @@ def _wrapper(memory: int, note: int | None, burn: int | None, *, wide: bool) -> 
     """Return the body, with its size, of a function that grows a memory.
 
     Args:
-        memory: Index of the memory.
-        note: Index of its note; None: it has none.
-        burn: Index of the function that burns fuel for each page that was added; None: none does.
-        wide: Whether addresses have 64 bits.
+        memory: index of the memory.
+        note: index of its note; None: it has none.
+        burn: index of the function that burns fuel for each page that was added; None: none does.
+        wide: whether addresses have 64 bits.
     """
     # One local, for the result; then: (local.set 1 (memory.grow (local.get 0)))
     body = b"\x01\x01" + (b"\x7e" if wide else b"\x7f")

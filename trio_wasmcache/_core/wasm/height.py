@@ -61,8 +61,8 @@ class Heights:
     """Weighs the heights of a module's functions, one after the other.
 
     Args:
-        types: All types of the module.
-        functions: The type of each function, imported ones first.
+        types: all types of the module.
+        functions: the type of each function, imported ones first.
     """
 
     def __init__(self, types: Sequence[FuncType], functions: Sequence[FuncType]) -> None:
@@ -75,11 +75,11 @@ class Heights:
         """Return the weight of the instructions there, all of them known; see `Weigher`.
 
         Args:
-            data: The module.
-            at: Offset of the first instruction.
-            end: Offset of the end of the body.
-            limit: Weight above which the result need not be exact.
-            step: Called for each run of instructions.
+            data: the module.
+            at: offset of the first instruction.
+            end: offset of the end of the body.
+            limit: weight above which the result need not be exact.
+            step: called for each run of instructions.
         """
         run_of, tokens = instructions(_TYPED, repeated=True), instructions(_TYPED)
         weight = height = 0

@@ -39,10 +39,10 @@ def obstacle(
     """Return why instances of a module can't be reset, judged from its sections; None: they can.
 
     Args:
-        info: The module.
-        starts: Whether code of the module runs before the first lease.
+        info: the module.
+        starts: whether code of the module runs before the first lease.
         given: (module, name) of the imports that the application provides.
-        *others: Further modules in its instances.
+        *others: further modules in its instances.
     """
     infos = (info, *others)
     if any(one.passive_data for one in infos):
@@ -75,9 +75,9 @@ def verdict(isolation: Isolation, why_not: str | None, *, command: bool = False)
     """Return a sentence that says what happens to the state a lease leaves behind.
 
     Args:
-        isolation: The isolation asked for.
-        why_not: The obstacle to a reset, where that was asked for; None: there is none.
-        command: Whether the function is a WASI command.
+        isolation: the isolation asked for.
+        why_not: the obstacle to a reset, where that was asked for; None: there is none.
+        command: whether the function is a WASI command.
     """
     if isolation == REUSE and command:
         return f"fresh: every lease gets a new instance, as {COMMAND} is a command, which runs once"
@@ -115,10 +115,10 @@ def cache_verdict(
     """Return what stays in the cache between leases of a function, and what to raise, if anything.
 
     Args:
-        config: The limits.
-        least_size: Bytes that an instance takes at least.
-        seats: Whether a lease may leave a seat: whether the function does not keep its state.
-        restored: Whether its instances are restored, and not closed.
+        config: the limits.
+        least_size: bytes that an instance takes at least.
+        seats: whether a lease may leave a seat: whether the function does not keep its state.
+        restored: whether its instances are restored, and not closed.
 
     Returns:
         A sentence, and the remedy if what should stay never can; None also where a limit of 0 asks

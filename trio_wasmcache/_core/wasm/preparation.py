@@ -354,9 +354,9 @@ def add_probes(wasm: bytes, info: ModuleInfo, probes: Sequence[tuple[str, bytes]
     """Return the module with the probes of `Observed` as its last functions.
 
     Args:
-        wasm: The module.
-        info: What these very bytes declare.
-        probes: Export name and body of each.
+        wasm: the module.
+        info: what these very bytes declare.
+        probes: export name and body of each.
     """
     first = len(info.functions)
     exports = [
@@ -385,9 +385,9 @@ def write_state(wasm: bytes, info: ModuleInfo, state: FrozenState) -> bytes:
     """Return the module whose new instances begin with a state; see the rules above.
 
     Args:
-        wasm: The module, which imports no memories, tables and globals but those of other parts.
-        info: What these very bytes declare.
-        state: The state of an instance of it.
+        wasm: the module, which imports no memories, tables and globals but those of other parts.
+        info: what these very bytes declare.
+        state: the state of an instance of it.
     """
     payloads = {one.id: wasm[one.start : one.end] for one in info.sections if one.id}
     custom = b"".join(section(0, wasm[one.start : one.end]) for one in info.sections if not one.id)
@@ -437,8 +437,8 @@ def prepared_info(info: ModuleInfo, written: ModuleInfo) -> ModuleInfo:
     Its imports, and all offsets, stay those of the module as it was given.
 
     Args:
-        info: What the module as it was given declares.
-        written: What the result of `write_state` declares.
+        info: what the module as it was given declares.
+        written: what the result of `write_state` declares.
     """
     return evolve(
         info,
@@ -553,7 +553,7 @@ def pack_states(states: Mapping[str, FrozenState], facts: Mapping[str, Any]) -> 
 
     Args:
         states: {name of a part of a graph: its state}.
-        facts: What else is to be kept.
+        facts: what else is to be kept.
     """
     blobs: list[bytes | memoryview] = []
     parts = {}

@@ -91,13 +91,13 @@ def read_module(
     """Return what the module declares.
 
     Args:
-        wasm: The module.
-        breathe: Called every now and then, so that a thread lets others run.
-        weigh: Whether to check how much instructions keep on the stack.
+        wasm: the module.
+        breathe: called every now and then, so that a thread lets others run.
+        weigh: whether to check how much instructions keep on the stack.
 
     Raises:
-        MalformedModuleError: The module is damaged or uses an unsupported feature.
-        ExcessiveModuleError: The module has too much of something.
+        MalformedModuleError: the module is damaged or uses an unsupported feature.
+        ExcessiveModuleError: the module has too much of something.
     """
     return _Reader(wasm, breathe, weigh=weigh).read()
 
@@ -108,8 +108,8 @@ def find_global_gets(
     """Return (begin, end, index of the global) of each `global.get` in constant expressions.
 
     Args:
-        wasm: A module that was read before.
-        breathe: Called every now and then, so that a thread lets others run.
+        wasm: a module that was read before.
+        breathe: called every now and then, so that a thread lets others run.
     """
     reader = _Reader(wasm, breathe, weigh=False)
     found = reader.cursor.gets = []
@@ -153,7 +153,7 @@ class Cursor:
         """Count steps, before they are taken.
 
         Raises:
-            ExcessiveModuleError: They are more than a module of this size may take.
+            ExcessiveModuleError: they are more than a module of this size may take.
         """
         before = self.steps
         self.steps += steps
@@ -172,8 +172,8 @@ class Cursor:
         """Yield the numbers from 0 of `count` items, and call `breathe` every now and then.
 
         Args:
-            count: Number of items.
-            per_step: Number of items that are one step.
+            count: number of items.
+            per_step: number of items that are one step.
         """
         self.spend(-(-count // per_step))
         for number in range(count):

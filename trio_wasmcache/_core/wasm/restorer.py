@@ -49,9 +49,9 @@ def restorer(*infos: ModuleInfo, notes: Sequence[int] = ()) -> Restorer | None:
     """Return the restorer for instances of modules; None if there is nothing to restore.
 
     Args:
-        *infos: What the sections say, of each module that is instantiated in a store. What one
+        *infos: what the sections say, of each module that is instantiated in a store. What one
             module imports from another is restored once.
-        notes: Number of notes of refused growth of each, globals that follow its own; see `growth`.
+        notes: number of notes of refused growth of each, globals that follow its own; see `growth`.
     """
     tables = [
         (module, n, one)

@@ -93,8 +93,8 @@ def instructions(*more: bytes, repeated: bool = False) -> re.Pattern[bytes]:
     It knows all of fixed length: neither jump tables nor `try_table`.
 
     Args:
-        more: Further forms.
-        repeated: Whether it matches a run.
+        more: further forms.
+        repeated: whether it matches a run.
     """
     parts = (*_PLAIN, *_BLOCKS, *_CALLS, _BULK, rb"\x40L", *more)
     return _run(parts) if repeated else _one(parts)
@@ -142,8 +142,8 @@ class Weigher:
     """Weighs the bodies of a module's functions, one after the other.
 
     Args:
-        types: All types of the module.
-        functions: The type of each function, imported ones first.
+        types: all types of the module.
+        functions: the type of each function, imported ones first.
     """
 
     def __init__(self, types: Sequence[FuncType], functions: Sequence[FuncType]) -> None:
@@ -181,11 +181,11 @@ class Weigher:
         """Return the weight of the instructions there; may stop once it exceeds `limit`.
 
         Args:
-            data: The module.
-            at: Offset of the first instruction.
-            end: Offset of the end of the body.
-            limit: Weight above which the result need not be exact.
-            step: Called for each run of instructions, each instruction read by itself, and each
+            data: the module.
+            at: offset of the first instruction.
+            end: offset of the end of the body.
+            limit: weight above which the result need not be exact.
+            step: called for each run of instructions, each instruction read by itself, and each
                 catch.
         """
         weight = 0

@@ -45,7 +45,7 @@ def list_functions(functions: Iterable[tuple[str, Function]]) -> list[str]:
     """Return the lines of a stub file with these functions, and all types that they need.
 
     Args:
-        functions: Name in WIT and type of each.
+        functions: name in WIT and type of each.
     """
     return list(_Listing(list(functions)).lines())
 

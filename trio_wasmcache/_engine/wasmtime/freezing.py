@@ -113,11 +113,11 @@ def _read(
     """Return the state of a part.
 
     Args:
-        store: The instance.
-        instance: The part.
-        plan: What is exported of it.
-        owner: The part as a writer of its tables.
-        others: For each table of its own, the other parts that have it.
+        store: the instance.
+        instance: the part.
+        plan: what is exported of it.
+        owner: the part as a writer of its tables.
+        others: for each table of its own, the other parts that have it.
     """
     memories = tuple(_memory(store, store.export(name, instance)) for name in plan.memories)
     tables = tuple(

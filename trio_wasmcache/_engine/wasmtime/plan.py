@@ -338,9 +338,9 @@ def _linked_tables(
     """Return {table that a part imports from another one: part, and number there, that define it}.
 
     Args:
-        part: The part.
-        number: Its number.
-        graph: The graph.
+        part: the part.
+        number: its number.
+        graph: the graph.
         numbers: {name of a part: its number}.
         homes: {part and index of a table: what is returned}, of the tables of earlier parts; those
             of this part are added.

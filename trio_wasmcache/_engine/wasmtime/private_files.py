@@ -23,7 +23,7 @@ _NOBODY = 65534
 
 
 class StrangeFileError(OSError):
-    """What has that name is no regular file of ours, or is larger than it may be."""
+    """Raised for a name of something else than a regular file of this user, or of a larger one."""
 
 
 def private_folder(path: str | os.PathLike[str]) -> Path:

@@ -284,7 +284,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command; return the exit status.
 
     Args:
-        arguments: The command line, without the program.
+        arguments: the command line, without the program.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed.

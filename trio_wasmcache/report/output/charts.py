@@ -314,10 +314,10 @@ def draw(
     """Draw an SVG element.
 
     Args:
-        name: Letters and digits; makes its ids different from those of other pictures.
-        plot: Draws into the axes that it is given.
-        height: Inches.
-        width: Inches.
+        name: letters and digits; makes its ids different from those of other pictures.
+        plot: draws into the axes that it is given.
+        height: inches.
+        width: inches.
     """
     with mpl.rc_context({**SETTINGS, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height), layout="constrained")

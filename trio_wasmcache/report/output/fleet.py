@@ -18,8 +18,8 @@ def fleet(caches: Sequence[Document], others: Document | None) -> Document | Non
     """Return the sums over all caches; None: there is only one.
 
     Args:
-        caches: The documents of the caches that are summed up by themselves.
-        others: The document of those that are only counted together, or None.
+        caches: the documents of the caches that are summed up by themselves.
+        others: the document of those that are only counted together, or None.
     """
     if len(caches) + (0 if others is None else others["caches"]) < 2:
         return None

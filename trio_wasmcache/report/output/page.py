@@ -331,11 +331,11 @@ def render(
     """Render a page; everything on it is escaped, except the charts.
 
     Args:
-        title: Heading of the page.
-        subtitle: Text under it.
-        notes: Remarks on the log.
-        sections: What follows.
-        report: Document whose findings come first; None: there are none.
+        title: heading of the page.
+        subtitle: text under it.
+        notes: remarks on the log.
+        sections: what follows.
+        report: document whose findings come first; None: there are none.
     """
 
     def visible(value: object) -> Any:

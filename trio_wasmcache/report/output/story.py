@@ -71,9 +71,9 @@ def show_stories(console: Console, told: list[Story], most: int | None = None) -
     """Print stories, each with a line that says where its time went and a line for each step.
 
     Args:
-        console: The destination.
-        told: The stories.
-        most: Number of those that are printed, at most; None: `MAX_TOLD`.
+        console: the destination.
+        told: the stories.
+        most: number of those that are printed, at most; None: `MAX_TOLD`.
     """
     before = None
     most = most or MAX_TOLD

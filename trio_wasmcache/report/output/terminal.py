@@ -28,10 +28,10 @@ def show_report(
     """Print the findings, then all caches together, then each: if it is the only one, or if asked.
 
     Args:
-        console: The destination.
-        document: The report.
-        top: Number of rows of tables.
-        by_cache: Whether to print each of several caches, too.
+        console: the destination.
+        document: the report.
+        top: number of rows of tables.
+        by_cache: whether to print each of several caches, too.
     """
     show(console, Group(_findings(document), Text()))
     if document["together"] is not None:

@@ -66,9 +66,9 @@ def show_sentences(console: Console, trail: Trail, most: int | None = None) -> N
     """Print a sentence for each event that has the values and is of no request.
 
     Args:
-        console: The destination.
-        trail: The events.
-        most: Number of those that are printed, at most; None: `MAX_TOLD`.
+        console: the destination.
+        trail: the events.
+        most: number of those that are printed, at most; None: `MAX_TOLD`.
     """
     told = trail.direct[: most or MAX_TOLD]
     _show(console, told, lambda event: sentence(event) or _line(event))

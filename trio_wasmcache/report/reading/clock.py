@@ -30,8 +30,8 @@ class Clock:
         """Return the seconds since the first event.
 
         Args:
-            clock: The clock's time at events, in order.
-            late: Number of events at the front that fill earlier gaps.
+            clock: the clock's time at events, in order.
+            late: number of events at the front that fill earlier gaps.
         """
         if self._began is None:
             self._began = self._last = clock[0]

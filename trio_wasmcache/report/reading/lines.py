@@ -60,9 +60,9 @@ class Reader:
     """The lines of several files, in order of time as far as their first events show it.
 
     Args:
-        paths: Files; ``"-"`` is standard input.
-        notes: Receives the problems of the input.
-        advanced: Called with the number of bytes read from the files since the last call (packed,
+        paths: files; ``"-"`` is standard input.
+        notes: receives the problems of the input.
+        advanced: called with the number of bytes read from the files since the last call (packed,
             if they are), and the number of bytes they expanded to.
     """
 
@@ -215,8 +215,8 @@ class Reader:
         """Return the lines that may be events, and count the others.
 
         Args:
-            data: Whole lines, and a part of one.
-            end: Offset of that part.
+            data: whole lines, and a part of one.
+            end: offset of that part.
         """
         lines = data.count(b"\n")
         if LONG * lines < len(data) or 2 * data.count(MARK) > lines:

@@ -47,7 +47,7 @@ class ItemKind:
         """Return an item with the fields of an object.
 
         Raises:
-            ValueError: It is no object, or a value is not allowed.
+            ValueError: it is no object, or a value is not allowed.
         """
         if not isinstance(values, dict):
             raise ValueError("no item")
@@ -82,7 +82,7 @@ class Kind:
         """Return an event with these values of its fields, in order.
 
         Raises:
-            ValueError: An item of a list is none.
+            ValueError: an item of a list is none.
         """
         if self.reason is not None:
             # A reason that this version does not know stays a text.
@@ -122,7 +122,7 @@ def read_event(fields: Any) -> Stamped | None:
     """Return an event with the fields of a line, if they have the usual types; else None.
 
     Raises:
-        ValueError: An item of a list is none.
+        ValueError: an item of a list is none.
     """
     values = usual_values(fields)
     if values is None:
@@ -153,7 +153,7 @@ def make_event(fields: dict[str, Any]) -> Stamped:
     """Return an event with fields that were checked one by one.
 
     Raises:
-        ValueError: An item of a list is none.
+        ValueError: an item of a list is none.
     """
     kind = KINDS[fields["event"]]
     learn_types(fields)

@@ -74,7 +74,7 @@ def config_of(event: OfConfig) -> CacheConfig:
     """Return the configuration in an `opened` event, or in a part of a snapshot.
 
     Raises:
-        ValueError: The limits are not valid for a cache.
+        ValueError: the limits are not valid for a cache.
     """
     compiler = cast("CompilerName", event.compiler or "optimizing")
     stack_size = event.stack_size_bytes // STACKS.get(compiler, 1)
@@ -123,13 +123,13 @@ class Books:
         """Take over a snapshot; nothing has happened yet.
 
         Args:
-            whole: The snapshot.
+            whole: the snapshot.
 
         Returns:
             {number: request} of those that are under way, each with its token.
 
         Raises:
-            KeyError, ValueError: It contradicts itself.
+            KeyError, ValueError: it contradicts itself.
         """
         for one in whole.groups:
             group = self.groups[one.group] = GroupRecord(

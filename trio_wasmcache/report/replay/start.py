@@ -60,8 +60,8 @@ class Start:
     """Finds the beginning of the log of one cache.
 
     Args:
-        what: What needs it, for messages.
-        held: Number of events held back; shared by all caches.
+        what: what needs it, for messages.
+        held: number of events held back; shared by all caches.
     """
 
     what: str
@@ -81,7 +81,7 @@ class Start:
         The beginning itself is not among them.
 
         Raises:
-            NotReplayable: The log was written without uses, or under limits that no cache has.
+            NotReplayable: the log was written without uses, or under limits that no cache has.
         """
         if self.beginning is not None:
             return [stamped]
@@ -121,7 +121,7 @@ class Start:
         """Return the beginning, as no more events follow.
 
         Raises:
-            NotReplayable: The log has none.
+            NotReplayable: the log has none.
         """
         if self.beginning is None:
             raise NotReplayable(
@@ -159,7 +159,7 @@ class Fed(abc.ABC):
         """Add the next event; `begin` and `take` get what follows the beginning.
 
         Raises:
-            NotReplayable: The log was written without uses, or under limits that no cache has.
+            NotReplayable: the log was written without uses, or under limits that no cache has.
         """
         known = self.start.beginning
         following = self.start.put(event)

@@ -107,8 +107,8 @@ class Fates:
     """Loads and evictions of one cache.
 
     Args:
-        thrash_seconds: Time between an eviction and a load that counts as thrash, at most.
-        or_timeout: Whether that is the idle timeout in force, for evictions for time, if that is
+        thrash_seconds: time between an eviction and a load that counts as thrash, at most.
+        or_timeout: whether that is the idle timeout in force, for evictions for time, if that is
             longer: an instance that was worth keeping for as long is worth it once more.
     """
 

@@ -30,8 +30,8 @@ class Histogram:
         """Add `values`, except null ones.
 
         Args:
-            values: The values.
-            whose: The number of the request of each; None: they are not known.
+            values: the values.
+            whose: the number of the request of each; None: they are not known.
         """
         at = None if whose is None else values.arg_max()
         if whose is not None and at is not None and not (self.count and values[at] <= self.largest):

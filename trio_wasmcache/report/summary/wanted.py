@@ -33,9 +33,9 @@ class Wanted:
         """Count a load.
 
         Args:
-            need: What the limit would have to be raised by, at least; or, for a time, its value;
+            need: what the limit would have to be raised by, at least; or, for a time, its value;
                 `math.inf` if no such limit helps.
-            seconds: Time that the load took.
+            seconds: time that the load took.
         """
         self.count += 1
         self.seconds += seconds

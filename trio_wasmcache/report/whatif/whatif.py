@@ -88,10 +88,10 @@ class WhatIf:
     """One run of an application under limits.
 
     Args:
-        application: The programs to run.
-        limits: Fields of `CacheConfig`; the others are as in the log.
-        concurrency: Concurrency of every function; None: as in the log.
-        evicted: Called with each eviction, in order.
+        application: the programs to run.
+        limits: fields of `CacheConfig`; the others are as in the log.
+        concurrency: concurrency of every function; None: as in the log.
+        evicted: called with each eviction, in order.
     """
 
     application: Application
@@ -129,7 +129,7 @@ class WhatIf:
         """Run everything, from the opening to the closing.
 
         Raises:
-            TypeError, ValueError: The limits are not valid for a cache.
+            TypeError, ValueError: the limits are not valid for a cache.
         """
         made, policy = self.application, self._books.policy
         self._now = made.beginning.at

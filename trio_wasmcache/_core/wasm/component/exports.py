@@ -66,8 +66,8 @@ def is_compatible(version: str, wanted: str) -> bool:
     """Return whether a version may take the place of another one, as semantic versioning says.
 
     Args:
-        version: A version, such as ``0.1.3``; empty: none.
-        wanted: A version, or its beginning, such as ``0.1`` or ``1``.
+        version: a version, such as ``0.1.3``; empty: none.
+        wanted: a version, or its beginning, such as ``0.1`` or ``1``.
     """
     if version == wanted:
         return True
@@ -91,12 +91,12 @@ def find_export(names: Sequence[str], wanted: str) -> str:
     """Return the one of several names that is meant.
 
     Args:
-        names: Names of exported functions, as ``demo:shapes/funcs@0.1.0#area``.
-        wanted: One of them; or without its interface, its package or its version; or with a
+        names: names of exported functions, as ``demo:shapes/funcs@0.1.0#area``.
+        wanted: one of them; or without its interface, its package or its version; or with a
             compatible version, if none has that version.
 
     Raises:
-        ExportMatchError: None is meant, or several are; the message lists them.
+        ExportMatchError: none is meant, or several are; the message lists them.
     """
     return _find("function", names, wanted, "")
 
@@ -105,11 +105,11 @@ def find_interface(names: Iterable[str], wanted: str) -> str:
     """Return the interface that is meant; see `find_export`.
 
     Args:
-        names: Names of interfaces, as ``demo:shapes/funcs@0.1.0``.
-        wanted: One of them; or without its package or its version; or with a compatible version.
+        names: names of interfaces, as ``demo:shapes/funcs@0.1.0``.
+        wanted: one of them; or without its package or its version; or with a compatible version.
 
     Raises:
-        ExportMatchError: None is meant, or several are; the message lists them.
+        ExportMatchError: none is meant, or several are; the message lists them.
     """
     return _find("interface", list(dict.fromkeys(names)), wanted, "#")
 

@@ -51,9 +51,9 @@ class Supply(Protocol):
         """Return what an import is linked with, and parts that have to be there before.
 
         Args:
-            item: The function, which is asked for once, if several instances import it.
-            wanted: Type that the first import of it has.
-            locate: Finds exports of the instances before the one that imports.
+            item: the function, which is asked for once, if several instances import it.
+            wanted: type that the first import of it has.
+            locate: finds exports of the instances before the one that imports.
         """
 
 
@@ -80,15 +80,15 @@ def link_instances(
     """Return a component as a graph.
 
     Args:
-        component: The component, taken apart.
-        wasm: Its bytes.
-        needed: Exports of core instances that are called, or used with values.
-        supply: Provides imported functions.
-        breathe: Called every now and then.
+        component: the component, taken apart.
+        wasm: its bytes.
+        needed: exports of core instances that are called, or used with values.
+        supply: provides imported functions.
+        breathe: called every now and then.
 
     Raises:
-        MalformedModuleError: A module is damaged, or they can't be linked so.
-        ExcessiveModuleError: There is too much of something.
+        MalformedModuleError: a module is damaged, or they can't be linked so.
+        ExcessiveModuleError: there is too much of something.
     """
     return _Linking(component, wasm, supply, breathe).link(needed)
 

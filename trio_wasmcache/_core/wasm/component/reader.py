@@ -131,12 +131,12 @@ def read_component(wasm: bytes, breathe: Callable[[], object] = lambda: None) ->
     """Return what a component consists of.
 
     Args:
-        wasm: The component.
-        breathe: Called every now and then, so that a thread lets others run.
+        wasm: the component.
+        breathe: called every now and then, so that a thread lets others run.
 
     Raises:
-        MalformedModuleError: It is damaged, or uses a feature that is not supported.
-        ExcessiveModuleError: It has too much of something.
+        MalformedModuleError: it is damaged, or uses a feature that is not supported.
+        ExcessiveModuleError: it has too much of something.
     """
     return _Reader(wasm, breathe).read()
 
@@ -961,8 +961,8 @@ class _Reader:
         """Return a type of WIT.
 
         Raises:
-            _UnsupportedError: It is not supported.
-            ValueError: It can't be one, or is too large.
+            _UnsupportedError: it is not supported.
+            ValueError: it can't be one, or is too large.
         """
         found = self.converted.get(given)
         if found is None:

@@ -82,9 +82,9 @@ class CoreInstance:
         """Return what an import of the module is linked with; None if there is nothing.
 
         Args:
-            module: Module name of the import.
-            name: Its name.
-            kind: Its kind, as in `types.KINDS`.
+            module: module name of the import.
+            name: its name.
+            kind: its kind, as in `types.KINDS`.
         """
         given = self.args.get(module)
         if given is None:
