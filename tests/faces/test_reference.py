@@ -62,6 +62,10 @@ def problems_of_function(path: str, member: Any, function: Callable[..., object]
         yield f"{path} has no docstring"
         return
     inner = inspect.unwrap(function)
+    waits = inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+    for line in ("Checkpoint", "Cancellation"):
+        if waits and f"**{line}:** " not in doc:
+            yield f"{path} is async and has no line **{line}:**"
     name = path.rpartition(".")[2]
     if "FakeEngine." in path and name in vars(Engine):
         return  # for the cache, and described there
@@ -76,10 +80,6 @@ def problems_of_function(path: str, member: Any, function: Callable[..., object]
             elif parameters[one].default is None and not re.search("None|default", described[one]):
                 yield f"{path}: {one} may be None, and nothing says what that does"
         yield from (f"{path}: there is no parameter {one}" for one in described.keys() - parameters)
-    waits = inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
-    for line in ("Checkpoint", "Cancellation"):
-        if waits and f"**{line}:** " not in doc:
-            yield f"{path} is async and has no line **{line}:**"
     raises = section(doc, "Raises")
     for error in raises:
         found = resolved(error)
@@ -240,11 +240,11 @@ def test_what_is_not_described_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     (gap,) = problems_of_class("Unmade", Unmade)
     assert gap == "Unmade: parameter parameter is not described"
     assert [*problems_of_function("undescribed", undescribed, undescribed)] == [
+        "undescribed is async and has no line **Checkpoint:**",
+        "undescribed is async and has no line **Cancellation:**",
         "undescribed: parameter parameter is not described",
         "undescribed: absent may be None, and nothing says what that does",
         "undescribed: there is no parameter gone",
-        "undescribed is async and has no line **Checkpoint:**",
-        "undescribed is async and has no line **Cancellation:**",
         "undescribed: Mistake is no exception",
         "undescribed raises ValueError, and its docstring does not say when",
     ]

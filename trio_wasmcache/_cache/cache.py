@@ -406,7 +406,7 @@ class InstanceCache:
                 differs; the message says what to build instead, where it knows the toolchain.
             ExportError: it has no function of the name `export`, or is a program of Go, whose
                 exports work only while the program runs.
-            SignatureError: a type is unknown to the ABI, or the export has other types.
+            SignatureError: `abi` is unknown, or a type to it; or the export has other types.
             DuplicateFunctionError: the function is registered or being registered, and `replace`
                 does not allow it.
             LoadError: a call of `prepare` failed, with the guest's error as its cause, or what it

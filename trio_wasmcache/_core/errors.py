@@ -97,7 +97,7 @@ class ExportError(WasmCacheError):
 
 @public
 class SignatureError(WasmCacheError):
-    """`register` was given types that are unknown to the ABI, or that the export does not have.
+    """`register` was given an unknown ABI, or types that it, or the export, does not have.
 
     `HostFunction` raises it, too, for unknown types.
     """

@@ -371,7 +371,11 @@ class FakeEngine(Steps):
         )
 
     async def to_wasm(self, text: str) -> bytes:
-        """Refuse WebAssembly text, for the cache; see `Engine.to_wasm`."""
+        """Refuse WebAssembly text, for the cache; see `Engine.to_wasm`.
+
+        **Checkpoint:** never, as it always raises.
+        **Cancellation:** nothing is under way.
+        """
         raise InvalidModuleError(
             "the fake engine reads no text: register what FakeEngine.function or "
             "FakeEngine.module made, or put it in the place of the text by "
@@ -389,7 +393,11 @@ class FakeEngine(Steps):
         turn: AnyTurn | None = None,
         tier: Tier | None = None,
     ) -> Artifact:
-        """Compile bytes that `module` made, for the cache; see `Engine.compile`."""
+        """Compile bytes that `module` made, for the cache; see `Engine.compile`.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing was compiled.
+        """
         await trio.lowlevel.checkpoint()
         if self.step("compile"):
             raise InvalidModuleError("the fake engine was told to fail")
@@ -430,18 +438,30 @@ class FakeEngine(Steps):
         initialize: Sequence[StartCall],
         turn: AnyTurn | None = None,
     ) -> Artifact:
-        """Find out whether instances can be reset, for the cache; see `Engine.prove`."""
+        """Find out whether instances can be reset, for the cache; see `Engine.prove`.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing was found out.
+        """
         await trio.lowlevel.checkpoint()
         resettable = self._behaviour(artifact.data).resettable
         return evolve(artifact, obstacle=None if resettable else "the fake module says so")
 
     async def find_state(self, key: str) -> bytes | None:
-        """Find nothing, for the cache; see `Engine.find_state`."""
+        """Find nothing, for the cache; see `Engine.find_state`.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing has changed.
+        """
         await trio.lowlevel.checkpoint()
         return None
 
     async def keep_state(self, key: str, data: bytes) -> None:
-        """Keep nothing, for the cache; see `Engine.keep_state`."""
+        """Keep nothing, for the cache; see `Engine.keep_state`.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing has changed.
+        """
         await trio.lowlevel.checkpoint()
 
     @property
@@ -454,7 +474,11 @@ class FakeEngine(Steps):
         return None
 
     async def load(self, artifact: Artifact, hosts: Sequence[HostImport]) -> FakeModule:
-        """Load a compiled module, for the cache; see `Engine.load`."""
+        """Load a compiled module, for the cache; see `Engine.load`.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing was loaded.
+        """
         await trio.lowlevel.checkpoint()
         if self.step("load"):
             raise LoadError("the fake engine was told to fail")
@@ -482,7 +506,11 @@ class FakeEngine(Steps):
         running: Sequence[FakeInstance],
         modules: Sequence[FakeModule],
     ) -> ResidentBytes:
-        """Count all memory as resident, for the cache; see `Engine.count_resident`."""
+        """Count all memory as resident, for the cache; see `Engine.count_resident`.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing has changed.
+        """
         await trio.lowlevel.checkpoint()
         return ResidentBytes(
             idle=sum(instance.resident_size for instance in idle),
@@ -492,7 +520,11 @@ class FakeEngine(Steps):
         )
 
     async def driver(self, shape: Shape | MemoryShape, tier: Tier) -> FakeDriverCode | None:
-        """Compile the driver of a batch, for the cache; see `Engine.driver`."""
+        """Compile the driver of a batch, for the cache; see `Engine.driver`.
+
+        **Checkpoint:** always.
+        **Cancellation:** nothing was compiled.
+        """
         await trio.lowlevel.checkpoint()
         if isinstance(shape, MemoryShape):
             return None
