@@ -1114,7 +1114,10 @@ class AsyncioCache(OutsideCache, _Calls):
         await self._caller.run(_outside.what("remove", name), work)
 
     async def functions(self) -> tuple[AsyncioFunction[Any], ...]:
-        """Return the registered functions, in order of registration.
+        """Return the registered functions, in order of registration; also of a closed cache.
+
+        Raises:
+            trio.ClosedResourceError: the cache is just being closed, and not closed yet.
 
         **Checkpoint:** unless the cache is closed.
         **Cancellation:** nothing changes.
@@ -1201,6 +1204,9 @@ class AsyncioCache(OutsideCache, _Calls):
     async def stats(self) -> CacheStats:
         """Return counters, distributions and gauges of this moment; also of a closed cache.
 
+        Raises:
+            trio.ClosedResourceError: the cache is just being closed, and not closed yet.
+
         **Checkpoint:** unless the cache is closed.
         **Cancellation:** nothing changes.
         """
@@ -1208,6 +1214,9 @@ class AsyncioCache(OutsideCache, _Calls):
 
     async def entries(self) -> tuple[EntryInfo, ...]:
         """Return an `EntryInfo` for each function and group with instances or waiters.
+
+        Raises:
+            trio.ClosedResourceError: the cache is just being closed, and not closed yet.
 
         **Checkpoint:** unless the cache is closed.
         **Cancellation:** nothing changes.

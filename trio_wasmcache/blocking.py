@@ -82,9 +82,9 @@ __all__ = ["open_cache", "BlockingCache", "BlockingFunction", "BlockingGroup"]
 
 T = TypeVar("T")
 
-# Seconds: a thread whose batches follow each other so soon is lent an instance; and one that could
-# not be lent any asks again after so long.
+# Seconds between two batches of a thread within which it is lent an instance.
 SOON: Final = 0.005
+# Seconds after which a thread asks again that could not be lent any.
 REFUSED: Final = 1.0
 
 
@@ -889,7 +889,11 @@ class BlockingCache(OutsideCache, _Calls):
         self._caller.run(_outside.what("remove", name), work)
 
     def functions(self) -> tuple[BlockingFunction[Any], ...]:
-        """Return the registered functions, in order of registration."""
+        """Return the registered functions, in order of registration; also of a closed cache.
+
+        Raises:
+            trio.ClosedResourceError: the cache is just being closed, and not closed yet.
+        """
         found = self._caller.read("functions", self._portal.cache.functions)
         return tuple(made(BlockingFunction, self._caller, function) for function in found)
 
@@ -968,11 +972,19 @@ class BlockingCache(OutsideCache, _Calls):
         return self._caller.run("profile", work, timeout)
 
     def stats(self) -> CacheStats:
-        """Return counters, distributions and gauges of this moment; also of a closed cache."""
+        """Return counters, distributions and gauges of this moment; also of a closed cache.
+
+        Raises:
+            trio.ClosedResourceError: the cache is just being closed, and not closed yet.
+        """
         return self._caller.read("stats", self._portal.cache.stats)
 
     def entries(self) -> tuple[EntryInfo, ...]:
-        """Return an `EntryInfo` for each function and group with instances or waiters."""
+        """Return an `EntryInfo` for each function and group with instances or waiters.
+
+        Raises:
+            trio.ClosedResourceError: the cache is just being closed, and not closed yet.
+        """
         return self._caller.read("entries", self._portal.cache.entries)
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal, NoReturn, Unpack, final, overload
 
 import trio
@@ -867,9 +867,8 @@ class InstanceCache:
             entry = record.entries.get(group.record)
             if entry is not None and entry.live >= min(count, record.concurrency):
                 return
-            lease = self._groups.lease(self._pool, group, name, args, warm=True)
-            async with AsyncExitStack() as stack:
-                await stack.enter_async_context(lease)
+            async with self._groups.lease(self._pool, group, name, args, warm=True):
+                pass  # it is given back at once, and stays if it can be kept
             entry = record.entries.get(group.record)
             if entry is None or not entry.idle:
                 return  # loaded, but too large to be kept, and so would be any further one

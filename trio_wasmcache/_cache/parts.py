@@ -24,7 +24,11 @@ from .statistics import Statistics
 
 @final
 class Parts:
-    """The parts that make up one cache."""
+    """The parts that make up one cache.
+
+    Each changes its own state only. `InstanceCache` uses all of them; `trio_wasmcache.testing` and
+    `trio_wasmcache.otel` find them by `parts_of`.
+    """
 
     __slots__ = ("compiler", "groups", "pool", "profiler", "promoter", "snapshots", "statistics")
 

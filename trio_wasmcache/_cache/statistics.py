@@ -1,4 +1,7 @@
-"""The statistics of one cache. Only `Statistics.restart` changes anything."""
+"""The statistics of one cache, computed from the books of its parts when somebody asks.
+
+Its only state is what the counters were at the last restart. Nothing else is changed here.
+"""
 
 from __future__ import annotations
 

@@ -38,6 +38,8 @@ from .registry import Registry
 
 # Name of the error that acquires get when their group or cache is closed.
 CLOSED = trio.ClosedResourceError.__name__
+# Bytes of addresses, and mappings, to free first when the system has no memory for a compile.
+COMPILE_SHARE: Reserved = 64 * MiB, 64
 
 
 @final
@@ -82,10 +84,6 @@ class DeferredExits:
             except BaseException:
                 self.pending.append(leave)
                 raise
-
-
-# Bytes of addresses, and mappings, to free first when the system has no memory for a compile.
-COMPILE_SHARE: Reserved = 64 * MiB, 64
 
 
 @final
@@ -195,7 +193,8 @@ class Pool:
                 else:
                     native.close()
             self.journal.note(event, at, origin)
-            # An eviction means that memory is short, or that the cache has less to do.
+        if step.evicted:
+            # Memory is short, or the cache has less to do.
             self.results.forget()
         for function, overgrown in step.overgrown:
             self._give_up_resets(function, overgrown, at, origin)
