@@ -212,15 +212,14 @@ class Promoter:
         self._drop(module)
         if self._pool.closed:
             return
-        name, seconds = group.record.name, fuel / FUEL_PER_SECOND
-        spent = trio.current_time() - began
+        name, guest_seconds = group.record.name, fuel / FUEL_PER_SECOND
+        spent = trio.current_time() - began if made is None else made[1]
         for function in functions:
             if made is not None:
-                self._promote(function, *made, name, seconds)
-                made = made[0], 0.0
+                self._promote(function, made[0], spent, guest_seconds, name)
             elif error is not None:
-                self._fail(function, error, name, seconds, spent)
-                spent = 0.0
+                self._fail(function, error, spent, guest_seconds, name)
+            spent = 0.0  # the others share the module
 
     def _fuel_by_group(self, module: CachedModule) -> dict[GroupState, int]:
         fuel: dict[GroupState, int] = {}
@@ -236,31 +235,39 @@ class Promoter:
         self,
         function: FunctionRecord,
         made: CachedModule,
-        seconds: float,
-        group: str,
+        compile_seconds: float,
         guest_seconds: float,
+        group: str,
     ) -> None:
-        """Have new instances of a function made of a module."""
+        """Have new instances of a function made of a module.
+
+        Args:
+            function: the function.
+            made: the module, with optimized code.
+            compile_seconds: time that compiling took for this function.
+            guest_seconds: CPU time that the guest had used before.
+            group: name of the group in whose turn it was.
+        """
         pool, artifact = self._pool, made.artifact
         now, earlier = trio.current_time(), Definition.of(function)
         reserved = artifact.address_space, artifact.mappings
         try:
             step = pool.policy.promote(function, made.record, reserved, now)
         except CodeMemoryError as error:
-            self._fail(function, error, group, guest_seconds, seconds)
+            self._fail(function, error, compile_seconds, guest_seconds, group)
             return
         function.define(earlier.promoted(made))
         self._compiler.keep(made)
         self._compiler.drop(earlier.module)
         self.promotions += 1
-        if seconds:
-            pool.policy.note_compiled(function, seconds)
+        if compile_seconds:
+            pool.policy.note_compiled(function, compile_seconds)
         pool.journal.promoted(
             function,
             now,
             group=group,
             guest_seconds=guest_seconds,
-            compile_seconds=seconds,
+            compile_seconds=compile_seconds,
             module_digest=made.digest,
             module_number=made.number,
             code_bytes=made.record.code_size,
@@ -278,18 +285,18 @@ class Promoter:
         self,
         function: FunctionRecord,
         error: Exception,
-        group: str,
+        compile_seconds: float,
         guest_seconds: float,
-        seconds: float,
+        group: str,
     ) -> None:
-        """Note that a function can't be promoted, and stays as it is."""
+        """Note that a function can't be promoted, and stays as it is; see `_promote`."""
         self.failures += 1
         self._pool.journal.promoted(
             function,
             trio.current_time(),
             group=group,
             guest_seconds=guest_seconds,
-            compile_seconds=seconds,
+            compile_seconds=compile_seconds,
             module_digest=Definition.of(function).module.digest,
             error=_public_name(error),
             error_message=str(error),

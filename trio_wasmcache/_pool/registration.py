@@ -651,7 +651,7 @@ def read_file(what: str, path: Path, limit: int) -> bytes:
 
 @final
 @frozen(cache_hash=True, repr=False)
-class Equal:
+class ModuleKey:
     """Key of a compiled module: functions whose keys are equal share one module."""
 
     digest: bytes
@@ -675,17 +675,17 @@ class Equal:
 class ModuleRecipe:
     """What is needed to compile a module once more: a `Recipe`."""
 
-    __slots__ = ("config", "declaration", "equal", "packed", "prepared")
+    __slots__ = ("config", "declaration", "key", "packed", "prepared")
 
     def __init__(
         self,
-        equal: Equal,
+        key: ModuleKey,
         packed: bytes,
         declaration: Declaration,
         config: CacheConfig,
         prepared: Prepared | None,
     ) -> None:
-        self.equal = equal
+        self.key = key
         self.packed = packed
         """The module, compressed."""
         self.declaration = declaration
@@ -762,11 +762,11 @@ class Compiler:
         self.lend: Callable[[GroupState, FunctionKey, Preparing], object] = lend
         """Returns the result of `current_lease` in host functions that a preparation calls."""
         self.modules: dict[Hashable, CachedModule] = {}
-        """{key: module} of the registered functions; see `Equal`."""
+        """{key: module} of the registered functions; see `ModuleKey`."""
         self.readers: trio.CapacityLimiter = trio.CapacityLimiter(MAX_READS)
         self._digests: trio.CapacityLimiter = trio.CapacityLimiter(MAX_DIGESTS)
         self._functions: dict[CachedModule, int] = {}  # {module: functions that use it}
-        self._compiling: dict[Equal, Compiling] = {}
+        self._compiling: dict[ModuleKey, Compiling] = {}
         self._next_number: Callable[[], int] = itertools.count(1).__next__
 
     async def get(
@@ -786,8 +786,8 @@ class Compiler:
         resets = declaration.isolation == RESET
         component = declaration.component
         digest = component.digest if component else await _digest(wasm, self._digests)
-        equal_in = functools.partial(
-            Equal,
+        key_in = functools.partial(
+            ModuleKey,
             digest,
             frozenset(
                 [
@@ -803,29 +803,29 @@ class Compiler:
             layered=declaration.abi if isinstance(declaration.abi, LayeredAbi) else None,
             preparation=_preparation(declaration, config),
         )
-        plain = equal_in(tier=OPTIMIZING if config.compiler == TIERED else None)
+        plain = key_in(tier=OPTIMIZING if config.compiler == TIERED else None)
         module = self._find(plain, declaration)
         if module is None and config.compiler == TIERED:
-            plain = equal_in(tier=BASELINE)
+            plain = key_in(tier=BASELINE)
             module = self._find(plain, declaration)
-        equal = evolve(plain, prepared=True) if resets else plain
+        key = evolve(plain, prepared=True) if resets else plain
         if module is not None:
             await trio.lowlevel.checkpoint()
             return module, self._check(module.artifact.info, declaration), 0.0
         while True:
-            job = self._compiling.get(equal)
+            job = self._compiling.get(key)
             mine = job is None
             if job is None:
-                job = self._compiling[equal] = Compiling(self.engine.turn(group))
+                job = self._compiling[key] = Compiling(self.engine.turn(group))
                 name = "a compile"
-                if equal.preparation is not None:
+                if key.preparation is not None:
                     from .preparation import Booking
 
                     job.booking = Booking(self.pool, group, declaration.key)
                     name = f"the preparation of {declaration.key}"
-                self.nursery.start_soon(self._run, equal, job, wasm, declaration, config, name=name)
+                self.nursery.start_soon(self._run, key, job, wasm, declaration, config, name=name)
             job.turn.join(group)
-            await self._wait(equal, job)
+            await self._wait(key, job)
             if job.error is None or mine:
                 break
             # The compile of another declaration failed, maybe because of that declaration: try
@@ -841,7 +841,7 @@ class Compiler:
         if binding is None:
             binding = self._check(job.module.artifact.info, declaration)
         # Another registration may have been first, and its function may have been removed since.
-        module = self.modules.get(job.module.equal, job.module)
+        module = self.modules.get(job.module.key, job.module)
         module.learn(job.module.why_not)
         return module, binding, job.seconds
 
@@ -886,24 +886,24 @@ class Compiler:
         """
         recipe, turn = module.recipe, self.engine.compile_slots.background
         assert isinstance(recipe, ModuleRecipe)
-        plain = evolve(recipe.equal, tier=OPTIMIZING, prepared=False)
+        plain = evolve(recipe.key, tier=OPTIMIZING, prepared=False)
         found = self._find(plain, recipe.declaration)
         if found is not None:
             await trio.lowlevel.checkpoint()
             return found, 0.0
-        equal = evolve(recipe.equal, tier=OPTIMIZING)
+        key = evolve(recipe.key, tier=OPTIMIZING)
         began = trio.current_time()
-        made = await self._remake(equal, recipe, turn, module)
+        made = await self._remake(key, recipe, turn, module)
         seconds = trio.current_time() - began
         if made.why_not is not None and module.why_not is None:
             raise LoadError(
                 f"{recipe.declaration.key}: its instances can't be reset with optimized code: "
                 f"{made.why_not}"
             )
-        if (key := _tier_key(equal, recipe.config)) is not None:
-            await self.engine.keep_state(key, OPTIMIZING.value.encode())
+        if (note := _tier_key(key, recipe.config)) is not None:
+            await self.engine.keep_state(note, OPTIMIZING.value.encode())
         # An equal function may have been registered meanwhile.
-        return self.modules.get(made.equal, made), seconds
+        return self.modules.get(made.key, made), seconds
 
     async def sample(self, module: CachedModule, group: GroupState) -> tuple[CachedModule, float]:
         """Compile a variant of a module that takes samples, by the same compiler.
@@ -933,24 +933,24 @@ class Compiler:
                 "again"
             )
         assert isinstance(source, ModuleRecipe)
-        assert isinstance(module.equal, Equal)
-        equal = evolve(module.equal, tier=PROFILED[module.artifact.tier])
-        found = self.modules.get(equal)
+        assert isinstance(module.key, ModuleKey)
+        key = evolve(module.key, tier=PROFILED[module.artifact.tier])
+        found = self.modules.get(key)
         if found is not None:
             await trio.lowlevel.checkpoint()
             return found, 0.0
         began = trio.current_time()
-        made = await self._remake(equal, source, self.engine.turn(group), module)
+        made = await self._remake(key, source, self.engine.turn(group), module)
         if made.why_not is not None and module.why_not is None:
             raise LoadError(
                 f"its instances can't be reset with code that takes samples: {made.why_not}"
             )
         made.forget_debug_sections()  # the module has them
         made.source = None
-        return self.modules.get(made.equal, made), trio.current_time() - began
+        return self.modules.get(made.key, made), trio.current_time() - began
 
     async def _remake(
-        self, equal: Equal, recipe: ModuleRecipe, turn: AnyTurn, module: CachedModule
+        self, key: ModuleKey, recipe: ModuleRecipe, turn: AnyTurn, module: CachedModule
     ) -> CachedModule:
         """Compile a module once more, as another."""
         if len(recipe.packed) < DIGEST_IN_THREAD:
@@ -960,18 +960,18 @@ class Compiler:
             wasm = await run_in_thread(unpack, limiter=limiter, abandon_on_cancel=True)
         declaration, config, prepared = recipe.declaration, recipe.config, recipe.prepared
         made, _ = await self._make(
-            equal, wasm, declaration, config, turn, prepared, module, recipe.packed
+            key, wasm, declaration, config, turn, prepared, module, recipe.packed
         )
         return made
 
-    def _find(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
+    def _find(self, plain: ModuleKey, declaration: Declaration) -> CachedModule | None:
         """Return the module if a function uses it, whether or not something is missing."""
         module = self._known(plain, declaration)
         if module is None and plain.trap_missing:  # maybe nothing is missing
             module = self._known(evolve(plain, trap_missing=False), declaration)
         return module
 
-    def _known(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
+    def _known(self, plain: ModuleKey, declaration: Declaration) -> CachedModule | None:
         """Return the module if a function uses it, prepared if the declaration asks for that."""
         resets = declaration.isolation == RESET
         module = self.modules.get(evolve(plain, prepared=True) if resets else plain)
@@ -979,7 +979,7 @@ class Compiler:
             module = self._unresettable(plain, declaration)
         return module
 
-    def _unresettable(self, plain: Equal, declaration: Declaration) -> CachedModule | None:
+    def _unresettable(self, plain: ModuleKey, declaration: Declaration) -> CachedModule | None:
         """Return the module without preparation for resets, if it is known to be impossible."""
         module = self.modules.get(plain)
         if module is None:
@@ -989,7 +989,7 @@ class Compiler:
             module.learn(_obstacle(artifact.info, declaration, module.initialize, *artifact.others))
         return None if module.why_not is None else module
 
-    async def _wait(self, equal: Equal, job: Compiling) -> None:
+    async def _wait(self, key: ModuleKey, job: Compiling) -> None:
         task, booking = trio.lowlevel.current_task(), job.booking
         if booking is not None:
             booking.join(task)
@@ -1002,8 +1002,8 @@ class Compiler:
                 booking.leave(task)
             if job.waiting == 0 and not job.done.is_set():
                 job.scope.cancel()
-                if self._compiling.get(equal) is job:
-                    del self._compiling[equal]
+                if self._compiling.get(key) is job:
+                    del self._compiling[key]
                 # A compile is abandoned at once; a guest that is prepared stops within a slice.
                 with trio.CancelScope(shield=True):
                     await job.done.wait()
@@ -1026,7 +1026,7 @@ class Compiler:
     def keep(self, module: CachedModule) -> None:
         """Count one more function that uses `module`."""
         self._functions[module] = self._functions.get(module, 0) + 1
-        self.modules[module.equal] = module
+        self.modules[module.key] = module
         self.pool.debug_book.add(module)
         self.pool.source_book.add(module)
 
@@ -1034,14 +1034,14 @@ class Compiler:
         """Count one function fewer that uses `module`; after the last one, forget the module."""
         self._functions[module] -= 1
         if not self._functions[module]:
-            del self._functions[module], self.modules[module.equal]
+            del self._functions[module], self.modules[module.key]
             self.pool.debug_book.remove(module)
             self.pool.source_book.remove(module)
 
     @trio.lowlevel.enable_ki_protection
     async def _run(
         self,
-        equal: Equal,
+        key: ModuleKey,
         job: Compiling,
         wasm: bytes,
         declaration: Declaration,
@@ -1063,11 +1063,11 @@ class Compiler:
                     )
                     lease = self.lend(booking.group, declaration.key, preparing)
                     prepared = await self._prepare(
-                        equal.digest, wasm, declaration, config, job.turn, preparing, lease
+                        key.digest, wasm, declaration, config, job.turn, preparing, lease
                     )
                     began = trio.current_time()
                 job.module, job.binding = await self._make(
-                    equal, wasm, declaration, config, job.turn, prepared
+                    key, wasm, declaration, config, job.turn, prepared
                 )
                 job.seconds = trio.current_time() - began
         except InvalidModuleError as error:
@@ -1078,13 +1078,13 @@ class Compiler:
             job.error = error
         finally:
             job.done.set()
-            if self._compiling.get(equal) is job:
-                del self._compiling[equal]
+            if self._compiling.get(key) is job:
+                del self._compiling[key]
             del job  # of which the error's traceback has this frame
 
     async def _make(
         self,
-        equal: Equal,
+        key: ModuleKey,
         wasm: bytes,
         declaration: Declaration,
         config: CacheConfig,
@@ -1098,12 +1098,12 @@ class Compiler:
         `earlier` is the same module of another compiler, which has what it has not. `packed` is the
         module, compressed; empty: it is not there yet.
         """
-        found: list[tuple[Imports, ModuleInfo, Binding]] = []
+        found: list[tuple[Linkage, ModuleInfo, Binding]] = []
         packs = [packed]
-        wanted = tier = equal.tier
-        if tier is BASELINE and (key := _tier_key(equal, config)) is not None:
+        wanted = tier = key.tier
+        if tier is BASELINE and (note := _tier_key(key, config)) is not None:
             # Its optimized code is in `cache_dir`, unless that has become too small.
-            tier = BASELINE if await self.engine.find_state(key) is None else OPTIMIZING
+            tier = BASELINE if await self.engine.find_state(note) is None else OPTIMIZING
 
         def admit(info: ModuleInfo) -> Edits | Graph:
             check_counts(info, declaration.what, config.table_limit)
@@ -1118,11 +1118,11 @@ class Compiler:
         artifact = await self.engine.compile(wasm, admit, turn, tier)
         info, (imports, read, binding) = artifact.info, found[-1]
         if wanted is not None and wanted is not artifact.tier:
-            equal = evolve(equal, tier=artifact.tier)
-        source = ModuleRecipe(equal, packs[-1], declaration, config, prepared)
+            key = evolve(key, tier=artifact.tier)
+        source = ModuleRecipe(key, packs[-1], declaration, config, prepared)
         recipe = source if wanted is not None and artifact.tier is BASELINE else None
         if declaration.trap_missing and not imports.missing:
-            equal = evolve(equal, trap_missing=False)
+            key = evolve(key, trap_missing=False)
         initialize = _starts(info, declaration) if prepared is None else ()
         why_not = None
         if declaration.isolation == RESET:
@@ -1133,15 +1133,15 @@ class Compiler:
         hidden = any(hides_globals(one) for one in (info, *artifact.others))
         if why_not is not None and not (artifact.edits.reset and hidden):
             # The preparation failed and has not changed the code: any isolation can use it.
-            equal = evolve(equal, prepared=False)
+            key = evolve(key, prepared=False)
         if earlier is not None:
             artifact = evolve(artifact, debug=earlier.debug_sections)
         hosts, recorder = imports.hosts, self.pool.runtime.recorder
         if recorder is not None:
             hosts = recorder.wrap(hosts, imports.titles)
         made = CachedModule(
-            equal,
-            equal.digest.hex(),
+            key,
+            key.digest.hex(),
             self.engine,
             artifact,
             hosts,
@@ -1178,7 +1178,7 @@ class Compiler:
         if packed is not None:
             with contextlib.suppress(ValueError):  # as if it had not been there
                 return Prepared.unpack(packed)
-        found: list[tuple[Imports, tuple[PrepareCall, ...]]] = []
+        found: list[tuple[Linkage, tuple[PrepareCall, ...]]] = []
 
         def admit(info: ModuleInfo) -> Edits | Graph:
             check_counts(info, declaration.what, config.table_limit)
@@ -1215,7 +1215,7 @@ class Compiler:
         self,
         wasm: bytes,
         info: ModuleInfo,
-        imports: Imports,
+        imports: Linkage,
         declaration: Declaration,
         config: CacheConfig,
         prepared: Prepared | None,
@@ -1305,7 +1305,7 @@ def _take_apart(
     return take_apart(what, wasm, limit, breathe)
 
 
-def _tier_key(equal: Equal, config: CacheConfig) -> str | None:
+def _tier_key(key: ModuleKey, config: CacheConfig) -> str | None:
     """Return the key of a note that the optimized code of a module is in `cache_dir`.
 
     None: there is no such folder. If modules of one key differ all the same, one that has no such
@@ -1316,9 +1316,9 @@ def _tier_key(equal: Equal, config: CacheConfig) -> str | None:
     return digest_of(
         "optimized",
         library_versions(),
-        equal.digest,
-        (equal.memory_limit, equal.table_limit, config.instance_stack_size, equal.prepared),
-        equal.preparation is not None,
+        key.digest,
+        (key.memory_limit, key.table_limit, config.instance_stack_size, key.prepared),
+        key.preparation is not None,
     ).hex()
 
 
@@ -1463,7 +1463,7 @@ def _observed(wasm: bytes, info: ModuleInfo, admitted: Edits | Graph) -> Edits |
 
 
 def _preparation(declaration: Declaration, config: CacheConfig) -> Hashable:
-    """Return what tells preparations apart, beside the rest of `Equal`; None: there is none."""
+    """Return what tells preparations apart, beside the rest of `ModuleKey`; None: there is none."""
     if not declaration.prepare or declaration.substitute is not None:
         return None
     try:
@@ -1479,8 +1479,8 @@ def _preparation(declaration: Declaration, config: CacheConfig) -> Hashable:
 
 @final
 @frozen(eq=False, repr=False)
-class Imports:
-    """What the imports of a module are linked with."""
+class Linkage:
+    """What a module is linked with: what its imports get, and the parts around it."""
 
     names: tuple[tuple[str, str], ...]
     """Module and name of each import that is a host function, in order."""
@@ -1537,13 +1537,13 @@ class Imports:
 OWN = "trio_wasmcache"
 
 
-def _behind(info: ModuleInfo, declaration: Declaration, instances: Layer) -> Imports:
+def _behind(info: ModuleInfo, declaration: Declaration, instances: Layer) -> Linkage:
     """Return what the module in front of a component's core instances is linked with."""
     layers = [instances]
     if isinstance(declaration.abi, LayeredAbi):
         first = len(instances.hosts)
         layers.append(declaration.abi.layer(declaration.what, info, {}, first))
-    return Imports((), _component_hosts(declaration, instances.hosts), False, tuple(layers))
+    return Linkage((), _component_hosts(declaration, instances.hosts), False, tuple(layers))
 
 
 def _component_hosts(declaration: Declaration, needed: Sequence[Needed]) -> tuple[AnyHost, ...]:
@@ -1610,7 +1610,7 @@ def _component_hosts(declaration: Declaration, needed: Sequence[Needed]) -> tupl
     return tuple(made)
 
 
-def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
+def _find_imports(info: ModuleInfo, declaration: Declaration) -> Linkage:
     """Return what the imports of a module are linked with; `LinkError` if something is not there.
 
     The layers of generated parts are asked for here, once the imports are known.
@@ -1639,7 +1639,7 @@ def _find_imports(info: ModuleInfo, declaration: Declaration) -> Imports:
         missing = missing_imports(info, {**hosts, **supplied})
         hosts |= missing_functions(missing)
     names = tuple(name for name in wanted if name in hosts)
-    found = Imports(names, tuple(hosts[name] for name in names), bool(missing))
+    found = Linkage(names, tuple(hosts[name] for name in names), bool(missing))
     reentrant = {
         name: (index, host.type)
         for index, (name, host) in enumerate(zip(names, found.hosts, strict=True))

@@ -51,10 +51,10 @@ class CachedModule:
         "debug_sections",
         "digest",
         "engine",
-        "equal",
         "host_imports",
         "hosts",
         "initialize",
+        "key",
         "line_tables",
         "load_fuel",
         "loaded",
@@ -69,7 +69,7 @@ class CachedModule:
 
     def __init__(
         self,
-        equal: Hashable,
+        key: Hashable,
         digest: str,
         engine: Engine,
         artifact: Artifact,
@@ -82,8 +82,8 @@ class CachedModule:
         recipe: Recipe | None = None,
         source: Recipe | None = None,
     ) -> None:
-        self.equal: Hashable = equal
-        """Key of the module: bytes, imports, limits, preparation; see `registration.Equal`."""
+        self.key: Hashable = key
+        """Key of the module: bytes, imports, limits, preparation; see `registration.ModuleKey`."""
         self.digest: str = digest
         """SHA-256 of the bytes given to `register`, in hexadecimal."""
         self.engine: Engine = engine
