@@ -78,6 +78,25 @@ def test_pages() -> None:
     assert not found, "\n".join(found)
 
 
+def has_several_sentences(line: str) -> bool:
+    """Whether a line of Markdown has more than one; bold labels and brackets do not count."""
+    plain = re.sub(r"\([^()]*\)", "()", CODE.sub(lambda found: found[1] or "CODE", line))
+    return bool(re.search(r"(?<!\d)[.!?] +(?=[A-Z(0-9])", plain))
+
+
+def test_each_sentence_of_a_page_has_a_line_of_its_own() -> None:
+    """So that a change shows which sentence has changed."""
+    found = [
+        f"{page.relative_to(ROOT)}: {line}"
+        for page in PAGES
+        for line in BLOCK.sub("", TEXTS[page]).splitlines()
+        if not line.startswith(("    ", "#", "|", "<!--")) and has_several_sentences(line)
+    ]
+    assert not found, "\n".join(found)
+    assert has_several_sentences("It is `so`. `That` follows.")
+    assert not has_several_sentences("- **Label.** One (in brackets. Another), with Python 3. 11")
+
+
 def docstrings() -> dict[str, str]:
     """{name: docstring} of public classes, functions and methods, of events, and of fields."""
     found = {path: thing.__doc__ for path, thing in CLASSES.items()}
