@@ -20,7 +20,7 @@ from ._abi.extism import ENV, ExtismAbi
 from ._abi.marks import SCYLLA_VERSION
 from ._core.config import WASM_PAGE, CacheConfig, KiB, MiB
 from ._core.errors import InvalidModuleError, WasmCacheError
-from ._core.text import printable
+from ._core.text import cut, printable, written
 from ._core.wasm.admission import (
     MAX_SHOWN,
     WASI_MODULE,
@@ -264,17 +264,19 @@ def _component(name: str, path: Path, wasm: bytes, config: CacheConfig) -> Itera
     # Toolchains add interfaces of their own, such as the `init` of Python's.
     first = next((one for one in functions if "#" not in one.export), functions[0])
     made = _identifier(first.name)
-    arguments = [_quoted(made), f"Path({_quoted(str(path))})"]
+    arguments = [written(made), f"Path({written(str(path))})"]
     if first.name != made or sum(one.name == first.name for one in functions) > 1:
-        arguments.append(f"export={_quoted(_shown(first.export))}")
+        arguments.append(f"export={written(cut(first.export, MAX_SHOWN))}")
+    given: list[str] = []
     if yours and sum(map(len, yours.values())) <= MAX_GIVEN:
         given = [
-            f"{_quoted(interface)}: {{"
-            + ", ".join(f"{_quoted(one.name)}: {_identifier(one.name)}" for one in wanted)
+            f"{written(interface)}: {{"
+            + ", ".join(f"{written(one.name)}: {_identifier(one.name)}" for one in wanted)
             + "}"
             for interface, wanted in yours.items()
         ]
-        arguments.append(f"imports={{{printable(', '.join(given), MAX_LINE)}}}")
+    if given and len(", ".join(given)) <= MAX_LINE:
+        arguments.append(f"imports={{{', '.join(given)}}}")
     elif yours:
         arguments.append('missing="trap"')
     yield f"    {made} = await cache.register({', '.join(arguments)})"
@@ -475,7 +477,7 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
         yield f"Of its exports, only `_start` can be registered: {GO_COMMAND}."
     kind = info.functions[export.index]
     name = _identifier(export.name)
-    arguments = [_quoted(name), f"Path({_quoted(str(path))})"]
+    arguments = [written(name), f"Path({written(str(path))})"]
     scylla = info.export(SCYLLA_VERSION)
     if scylla is not None and scylla.kind == "global":
         yield "To begin with (the types are those of its CREATE FUNCTION in CQL):"
@@ -488,15 +490,15 @@ def _registration(info: ModuleInfo, path: Path) -> Iterator[str]:
         arguments.append(f"args={_spelt(kind.params)}")
         if kind.results:
             one = len(kind.results) == 1
-            arguments.append(f"returns={_quoted(kind.results[0]) if one else _spelt(kind.results)}")
+            arguments.append(f"returns={written(kind.results[0]) if one else _spelt(kind.results)}")
     if export.name != name:
-        arguments.append(f"export={_quoted(export.name)}")
+        arguments.append(f"export={written(export.name)}")
     arguments += _imports_arguments(_missing(info))
     yield f"    {name} = await cache.register({', '.join(arguments)})"
     with_text = None if plugin or scylla is not None else _with_text(info, kind)
     if with_text is not None:
         takes, returns = with_text
-        changed = [f"args={_spelt(takes)}", *(f"returns={_quoted(one)}" for one in returns)]
+        changed = [f"args={_spelt(takes)}", *(f"returns={written(one)}" for one in returns)]
         others = [one for one in arguments[2:] if not one.startswith(("args=", "returns="))]
         yield 'Or, if it takes text by address and length (or bytes, as "bytes"):'
         listed = ", ".join([*arguments[:2], *changed, 'abi="buffer"', *others])
@@ -552,9 +554,9 @@ def _imports_arguments(missing: list[Import]) -> Iterator[str]:
                 f"HostFunction({_identifier(item.name)}, params={_spelt(item.type.params)}, "
                 f"results={_spelt(item.type.results)})"
             )
-        modules.setdefault(item.module, []).append(f"{_quoted(item.name)}: {given}")
+        modules.setdefault(item.module, []).append(f"{written(item.name)}: {given}")
     if modules:
-        listed = [f"{_quoted(name)}: {{{', '.join(given)}}}" for name, given in modules.items()]
+        listed = [f"{written(name)}: {{{', '.join(given)}}}" for name, given in modules.items()]
         yield f"imports={{{', '.join(listed)}}}"
     if _traps(functions):
         yield 'missing="trap"'
@@ -609,12 +611,6 @@ def _identifier(name: str) -> str:
     return f"f_{found}" if found[0].isdigit() or keyword.iskeyword(found) else found
 
 
-def _quoted(name: str) -> str:
-    """Return a name as Python's text, without control characters."""
-    shown = repr(name)
-    return shown if '"' in shown else f'"{shown[1:-1]}"'
-
-
 def _spelt(names: tuple[str, ...]) -> str:
-    listed = ", ".join(map(_quoted, names))
+    listed = ", ".join(map(written, names))
     return f"({listed}{',' * (len(names) == 1)})"

@@ -62,9 +62,15 @@ def _repetition(frames: Sequence[str], at: int) -> tuple[int, int]:
     return best
 
 
+def written(text: str) -> str:
+    """Return a text as Python source writes it, in double quotes unless it has some."""
+    literal = repr(text)
+    return literal if '"' in literal else f'"{literal[1:-1]}"'
+
+
 def quoted(names: Sequence[str], limit: int = 10) -> str:
     """Return names as the tuple to write in Python, such as ``("i64",)``; cut as by `listed`."""
-    text = listed([f'"{name}"' for name in names], limit)
+    text = listed([written(name) for name in names], limit)
     return f"({text},)" if len(names) == 1 else f"({text})"
 
 

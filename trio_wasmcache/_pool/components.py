@@ -17,7 +17,7 @@ from .._core.errors import (
     SignatureError,
 )
 from .._core.keys import MAX_NAME_LENGTH, normalise_type
-from .._core.text import printable
+from .._core.text import cut, printable
 from .._core.wasm.admission import signature
 from .._core.wasm.component.exports import ExportMatchError, find_export, find_interface
 from .._core.wasm.component.linking import Locate, link_instances
@@ -216,7 +216,7 @@ def _check_names(what: str, functions: Sequence[Offered]) -> None:
             interface = other.interface or one.interface
             raise DuplicateFunctionError(
                 f"{what}: {first} and {second} have the same name and types: register one interface"
-                f" at a time, such as interface={printable(interface, MAX_SHOWN)!r}, each with a "
+                f" at a time, such as interface={cut(interface, MAX_SHOWN)!r}, each with a "
                 "prefix= of its own"
             )
 

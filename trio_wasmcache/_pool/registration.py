@@ -36,7 +36,7 @@ from .._core.keys import (
     normalise_type,
     normalise_types,
 )
-from .._core.text import listed, printable, quoted, shown
+from .._core.text import listed, printable, quoted, shown, written
 from .._core.tiers import BASELINE, OPTIMIZING, PROFILED, TIERED, Tier
 from .._core.wasm.admission import (
     Edits,
@@ -1379,7 +1379,7 @@ def _remedy(info: ModuleInfo, declaration: Declaration, binding: Binding, actual
         if actual.params != binding.signature.params:
             fixes.append(f"args={quoted(params)}")
         if actual.results != binding.signature.results:
-            returns = "None" if not results else f'"{results[0]}"'
+            returns = "None" if not results else written(results[0])
             fixes.append(f"returns={quoted(results) if len(results) > 1 else returns}")
         return f"give {', '.join(fixes)}{' (it was left out)' if left_out else ''}"
     if left_out:

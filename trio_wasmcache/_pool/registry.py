@@ -10,7 +10,7 @@ import trio
 from .._core.errors import DuplicateFunctionError, UnknownFunctionError
 from .._core.keys import MAX_NAME_LENGTH, FunctionKey, near_misses, normalise_types, spelt_out
 from .._core.policy.records import FunctionRecord
-from .._core.text import listed, printable, quoted, shown
+from .._core.text import listed, printable, quoted, shown, written
 
 
 @final
@@ -86,7 +86,7 @@ class Registry:
         """Return the error for a function that is not registered, which says what may be meant."""
         spelt = spelt_out(key.name, self.functions)
         if spelt:
-            right = " or ".join(f'"{one.name}", {quoted(one.args)}' for one in spelt)
+            right = " or ".join(f"{written(one.name)}, {quoted(one.args)}" for one in spelt)
             return UnknownFunctionError(
                 f"no function is named {printable(key.name, MAX_NAME_LENGTH)}: give its name and "
                 f"the types of its arguments apart, as {right}"

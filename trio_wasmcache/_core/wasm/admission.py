@@ -16,7 +16,7 @@ from attrs import field, frozen
 from ..config import SCRATCH_LIMIT, WASM_PAGE, KiB
 from ..errors import AbiError, ExportError, LinkError, ModuleTooLargeError, SignatureError
 from ..keys import MAX_COMPARED
-from ..text import printable, quoted
+from ..text import cut, printable, quoted, written
 from .reader import (
     NUMBER_TYPES,
     OTHER_TYPES,
@@ -554,9 +554,9 @@ def _sample(missing: Iterable[Import]) -> str:
     """Return the parameter that gives missing imports, one of each kind."""
     modules: dict[str, list[str]] = {}
     for item in missing:
-        module, name = (printable(part, MAX_SHOWN) for part in (item.module, item.name))
-        modules.setdefault(module, []).append(f'"{name}": {giver(item)}')
-    listed = [f'"{module}": {{{", ".join(names)}}}' for module, names in modules.items()]
+        module, name = (written(cut(part, MAX_SHOWN)) for part in (item.module, item.name))
+        modules.setdefault(module, []).append(f"{name}: {giver(item)}")
+    listed = [f"{module}: {{{', '.join(names)}}}" for module, names in modules.items()]
     return f"imports={{{', '.join(listed)}}}"
 
 
@@ -605,7 +605,7 @@ def exported(wanted: str, names: Sequence[str], remedy: str, but: str | None = N
     """
     if not names:
         return "it exports no function"
-    listed = ", ".join(repr(printable(name, MAX_SHOWN)) for name in names[:8])
+    listed = ", ".join(repr(cut(name, MAX_SHOWN)) for name in names[:8])
     listed += ", ..." if len(names) > 8 else ""
     likely = _likely(wanted, [one for one in names if one != but], remedy)
     return f"the functions it exports are {listed}: give {likely}"
@@ -628,7 +628,7 @@ def _likely(wanted: str, names: Sequence[str], remedy: str) -> str:
         likely = [plain[name] for name in close]
     if not likely:
         return "one of them as " + remedy.format("")
-    return remedy.format(repr(printable(likely[0], MAX_SHOWN)))
+    return remedy.format(repr(cut(likely[0], MAX_SHOWN)))
 
 
 def check_signature(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from ..._core.text import written
 from ..reading.documents import Document
 from ..summary.summary import CacheSummary
 
@@ -51,9 +52,8 @@ class Work:
 
 def quoted(name: str) -> str:
     """Return a name in source code; ``...`` for one that is too long to be pasted."""
-    plain = name.isprintable() and not {'"', "\\"} & {*name}
-    written = f'"{name}"' if plain else repr(name)
-    return written if len(written) <= MAX_QUOTED else "..."
+    text = written(name)
+    return text if len(text) <= MAX_QUOTED else "..."
 
 
 def of_group(group: str, limit: str, written: str) -> str:
