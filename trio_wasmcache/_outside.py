@@ -9,7 +9,7 @@ import contextvars
 import threading
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from functools import partial
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from ._abi.base import Value
 from ._cache.cache import InstanceCache
@@ -28,6 +28,14 @@ class OutsideFunction(Generic[R_co]):
 
     def __init__(self, function: Function[R_co]) -> None:
         self._function = function
+
+    if not TYPE_CHECKING:  # checkers find this mistake by themselves
+
+        def __call__(self, *_: object, **_named: object) -> NoReturn:
+            raise TypeError(
+                f"{self._function.key} is called by function.call(...), and for each row of some "
+                "columns by function.map([...])"
+            )
 
     def __reduce__(self) -> NoReturn:
         refuse_copy(self, "keep its name and args, and register it in a cache of each process")

@@ -41,7 +41,18 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, Unpack, final, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Never,
+    NoReturn,
+    Self,
+    TypeVar,
+    Unpack,
+    final,
+    overload,
+)
 
 import trio
 
@@ -62,6 +73,7 @@ from ._abi.names import (
     IntName,
     StrName,
 )
+from ._batch.failures import refuse_more
 from ._cache.lease import Function, R_co, SuspendedLease, current_lease
 from ._cache.open import open_cache as open_trio_cache
 from ._cache.options import (
@@ -482,7 +494,7 @@ class AsyncioFunction(OutsideFunction[R_co]):
     async def map(
         self,
         columns: object,
-        *,
+        *_more: Never,
         rows: int | None = None,
         on_error: Literal["raise", "null"] = "raise",
         max_errors: int = 1000,
@@ -510,6 +522,8 @@ class AsyncioFunction(OutsideFunction[R_co]):
         **Checkpoint:** always.
         **Cancellation:** the guest is stopped within a slice, and waited for.
         """
+        if _more:
+            refuse_more(_more)
         return await self._caller.map(
             self._function,
             None,
@@ -572,7 +586,7 @@ class _Calls:
         self,
         function: AsyncioFunction[Any] | str,
         columns: object,
-        *,
+        *_more: Never,
         args: Sequence[str] | None = None,
         rows: int | None = None,
         on_error: Literal["raise", "null"] = "raise",
@@ -598,6 +612,8 @@ class _Calls:
         **Checkpoint:** always.
         **Cancellation:** the guest is stopped within a slice, and waited for.
         """
+        if _more:
+            refuse_more(_more, "function, ")
         return await self._caller.map(
             plain(function),
             args,

@@ -36,7 +36,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, Unpack, final, overload
+from typing import Any, Final, Literal, Never, Self, TypeVar, Unpack, final, overload
 
 import trio
 
@@ -57,6 +57,7 @@ from ._abi.names import (
     IntName,
     StrName,
 )
+from ._batch.failures import refuse_more
 from ._cache.lease import Function, R_co
 from ._cache.lent import Begun, Lent
 from ._cache.open import open_cache as open_trio_cache
@@ -285,7 +286,7 @@ class BlockingFunction(OutsideFunction[R_co]):
     def map(
         self,
         columns: object,
-        *,
+        *_more: Never,
         rows: int | None = None,
         on_error: Literal["raise", "null"] = "raise",
         max_errors: int = 1000,
@@ -315,6 +316,8 @@ class BlockingFunction(OutsideFunction[R_co]):
             TypeError, ValueError: `timeout` is no number of seconds.
             Exception: the errors of `Lease.__aenter__` and `Lease.map`.
         """
+        if _more:
+            refuse_more(_more)
         if row_errors is not None:
             _outside.check_row_errors(row_errors)
         defaults = rows is None and on_error == "raise" and max_errors == 1000
@@ -413,7 +416,7 @@ class _Calls:
         self,
         function: BlockingFunction[Any] | str,
         columns: object,
-        *,
+        *_more: Never,
         args: Sequence[str] | None = None,
         rows: int | None = None,
         on_error: Literal["raise", "null"] = "raise",
@@ -439,6 +442,8 @@ class _Calls:
         Raises:
             Exception: the errors of `BlockingFunction.map`.
         """
+        if _more:
+            refuse_more(_more, "function, ")
         return self._caller.map(
             plain(function),
             args,

@@ -29,7 +29,7 @@ import structlog
 import trio
 import trio.lowlevel
 from attrs import frozen
-from engine.support import quiet_cache
+from engine.support import Quiet, quiet_cache
 from wasmtime import wat2wasm
 
 from trio_wasmcache import (
@@ -58,6 +58,7 @@ from trio_wasmcache import (
     StackOverflowError,
     TrapError,
     UnknownFunctionError,
+    Wasi,
     aio,
     blocking,
     current_lease,
@@ -120,6 +121,39 @@ def now(_unused: int) -> int:
 )
 async def values_as_args(cache: InstanceCache) -> object:
     return await register(cache, args=(10,))
+
+
+@mistake(
+    TypeError,
+    "f: args must be a sequence of types, such as (\"i64\",), got {'i64'}: "
+    "args are types, the values go to call()",
+)
+async def a_set_of_types(cache: InstanceCache) -> object:
+    return await register(cache, args={"i64"})
+
+
+@mistake(
+    TypeError,
+    "params of a HostFunction must be a sequence of types, such as (\"i64\",), got {'i64'}",
+)
+async def a_set_of_types_of_a_host_function(_cache: InstanceCache) -> object:
+    types: Any = {"i64"}
+    return HostFunction(now, params=types)
+
+
+@mistake(
+    TypeError,
+    "f: args must be a sequence of types, such as (\"i64\",), got {'n': 'i64'}: "
+    "args are types, the values go to call()",
+)
+async def types_by_name(cache: InstanceCache) -> object:
+    return await register(cache, args={"n": "i64"})
+
+
+@mistake(TypeError, "Wasi: args must be a sequence of str, got {'prog'}")
+async def a_set_of_arguments_of_a_program(_cache: InstanceCache) -> object:
+    args: Any = {"prog"}
+    return Wasi(args=args)
 
 
 @mistake(
@@ -1017,6 +1051,50 @@ async def rows_as_columns(cache: InstanceCache) -> object:
         return await lease.map([(1, 2), (30, 40), (5, 6)])
 
 
+ONE_BY_ONE = (
+    "map takes all columns in one list, and options by name, such as map({}[a, b], rows=2), got 2 "
+    "arguments in place of the list"
+)
+
+
+@mistake(TypeError, ONE_BY_ONE.format(""))
+async def columns_one_by_one(cache: InstanceCache) -> object:
+    async with cache.acquire("add") as lease:
+        return await lease.map([1], [2])  # type: ignore[arg-type]
+
+
+def test_mistakes_outside_of_trio() -> None:
+    """Caches for threads and for asyncio say the same of columns, and how functions are called."""
+    called = (
+        "fib(i64) is called by function.call(...), and for each row of some columns by "
+        "function.map([...])"
+    )
+    with blocking.open_cache(logger=Quiet()) as cache:
+        fib: Any = cache.register("fib", FIB, args=("i64",), returns="i64")
+        for act, function in ((fib.map, ""), (functools.partial(cache.map, fib), "function, ")):
+            with pytest.raises(TypeError) as caught:
+                act([1], [2])
+            assert str(caught.value) == ONE_BY_ONE.format(function)
+        with pytest.raises(TypeError) as caught:
+            fib(7)
+        assert str(caught.value) == called
+        assert fib.map([[7]]).tolist() == [7]
+
+    async def with_asyncio() -> None:
+        async with aio.open_cache(logger=Quiet()) as cache:
+            fib: Any = await cache.register("fib", FIB, args=("i64",), returns="i64")
+            for act, function in ((fib.map, ""), (functools.partial(cache.map, fib), "function, ")):
+                with pytest.raises(TypeError) as caught:
+                    await act([1], [2])
+                assert str(caught.value) == ONE_BY_ONE.format(function)
+            with pytest.raises(TypeError) as caught:
+                await fib(7)
+            assert str(caught.value) == called
+            assert (await fib.map([[7]])).tolist() == [7]
+
+    asyncio.run(with_asyncio())
+
+
 @mistake(
     ValueError,
     "no column of fib(i64) says how many rows there are: give a list or an array as a column, or "
@@ -1437,6 +1515,57 @@ async def a_name_as_a_step(cache: InstanceCache) -> object:
 )
 async def a_step_with_too_many_values(cache: InstanceCache) -> object:
     return await (await register(cache, abi=Explained(..., Invoke("fib", (1, 2))))).call(1)
+
+
+# -- names that Python writes with escapes
+
+ODD = ('say "hi"', "it's", "a \\\\ b", "both ' and \"")
+UNPRINTABLE = ("two\nlines", "\x1b[31mred", "\u202eabc")
+
+
+def wat(name: str) -> str:
+    """A name as WebAssembly text writes it."""
+    return '"' + "".join(f"\\{byte:02x}" for byte in name.encode()) + '"'
+
+
+async def message_of(kind: type[Exception], given: Awaitable[object]) -> str:
+    with pytest.raises(kind) as caught:
+        await given
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ODD)
+async def test_the_name_that_acquire_hints_at_is_python(name: str) -> None:
+    """Name and types apart, as they are to be written."""
+    async with quiet_cache() as cache:
+        await cache.register(name, FIB, args=("i64",), returns="i64", export="fib")
+        said = await message_of(UnknownFunctionError, cache.warm(f"{name}(i64)"))
+        hint = said.partition("arguments apart, as ")[2]
+        found, types = eval(f"({hint})")
+        async with cache.acquire(found, types) as lease:
+            assert await lease.call(7) == 7
+
+
+@pytest.mark.parametrize("name", [*ODD, *UNPRINTABLE])
+async def test_names_of_exports_and_imports_that_register_hints_at_are_python(name: str) -> None:
+    """What is printed can be pasted, and registers the function."""
+    exports = f"(module (func (export {wat(name)}) (result i64) (i64.const 7)))"
+    imports = f"""(module (import {wat(name)} {wat(name)} (func $f (result i64)))
+        (func (export "f") (result i64) (call $f)))"""
+    async with quiet_cache() as cache:
+        said = await message_of(ExportError, cache.register("f", exports, args=(), returns="i64"))
+        export = said.rpartition("give export=")[2]
+        function = await cache.register("f", exports, args=(), returns="i64", export=eval(export))
+        assert await function.call() == 7
+        said = await message_of(LinkError, cache.register("g", imports, args=(), returns="i64"))
+        hint = said.rpartition("Give host functions: imports=")[2].rpartition("; or missing=")[0]
+        known = {"HostFunction": HostFunction, "function": lambda: 8}
+        given = eval(hint, known)
+        function = await cache.register(
+            "g", imports, args=(), returns="i64", export="f", imports=given
+        )
+        assert await function.call() == 8
 
 
 # -- the test

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, final
+from typing import Final, Never, NoReturn, final
 
 from .._core.errors import (
     FuelExhaustedError,
@@ -112,6 +112,22 @@ def code_of(error: GuestError) -> str:
     if isinstance(error, StackOverflowError):
         return "call stack exhausted"
     return type(error).__name__
+
+
+def refuse_more(more: tuple[Never, ...], function: str = "") -> NoReturn:
+    """Say what to write in place of columns that are given one by one, or of options without names.
+
+    Args:
+        more: what `map` was given after the columns.
+        function: what stands before them, as in ``"function, "``.
+
+    Raises:
+        TypeError: always.
+    """
+    raise TypeError(
+        "map takes all columns in one list, and options by name, such as "
+        f"map({function}[a, b], rows=2), got {1 + len(more)} arguments in place of the list"
+    )
 
 
 def check_options(on_error: object, max_errors: object) -> int | None:

@@ -26,6 +26,7 @@ from typing import (
     Final,
     Generic,
     Literal,
+    Never,
     NoReturn,
     Self,
     TypeAlias,
@@ -48,7 +49,7 @@ from trio.lowlevel import (
 
 from .._abi.base import BY_STEPS, Guest, Invoke, Steps, Value
 from .._abi.plain import exact_values, shown
-from .._batch.failures import RowErrors, check_options
+from .._batch.failures import RowErrors, check_options, refuse_more
 from .._core.buffers import Buffer
 from .._core.errors import GuestError, MemoryLimitError, WitError
 from .._core.events import Reason
@@ -660,7 +661,7 @@ class Lease(Generic[R_co]):
     async def map(
         self,
         columns: object,
-        *,
+        *_more: Never,
         rows: int | None = None,
         on_error: Literal["raise", "null"] = "raise",
         max_errors: int = 1000,
@@ -723,6 +724,8 @@ class Lease(Generic[R_co]):
         **Cancellation:** the guest is stopped within a slice, and its instance is dropped.
         """
         self._check_thread("map", waits=True)
+        if _more:
+            refuse_more(_more)
         max_failed = check_options(on_error, max_errors)
         if BATCH not in sys.modules:
             await self._pool.runner.import_module(BATCH)  # which takes some 15 ms
@@ -1368,13 +1371,13 @@ class _WatchedLease(Lease[R_co]):  # type: ignore[misc] # it is final for users
     def map(
         self,
         columns: object,
-        *,
+        *_more: Never,
         rows: int | None = None,
         on_error: Literal["raise", "null"] = "raise",
         max_errors: int = 1000,
     ) -> Coroutine[Any, Any, Value]:
         work = functools.partial(
-            Lease.map, self, columns, rows=rows, on_error=on_error, max_errors=max_errors
+            Lease.map, self, columns, *_more, rows=rows, on_error=on_error, max_errors=max_errors
         )
         return self._show_call("map", work) if self._watcher.wants() else work()
 

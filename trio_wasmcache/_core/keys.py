@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import heapq
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from attrs import frozen
@@ -99,7 +99,8 @@ def normalise_types(names: object, what: str = "args") -> tuple[str, ...]:
         name = str.__str__(names)
         right = f'("{cut(name, MAX_TYPE)}",)' if name.isidentifier() else '("i64",)'
         raise TypeError(f"{what} must be a sequence of types, such as {right}, got {shown(names)}")
-    if not isinstance(names, Iterable):
+    # A set has no order, so types would change places from run to run.
+    if not isinstance(names, Iterable) or isinstance(names, (set, frozenset, Mapping, bytes)):
         # One result may be given by its name alone.
         sample = '"i64" or ("i64", "f64")' if what.endswith("returns") else '("i64",)'
         raise TypeError(

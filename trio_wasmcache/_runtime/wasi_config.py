@@ -31,7 +31,8 @@ Clock: TypeAlias = int | float | Callable[[], float] | None
 
 
 def _args(value: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    unordered = isinstance(value, (str, bytes, set, frozenset, Mapping))
+    if unordered or not isinstance(value, Iterable):
         raise TypeError(f"Wasi: args must be a sequence of str, got {shown(value)}")
     args = tuple(value)
     for arg in args:
