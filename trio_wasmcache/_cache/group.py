@@ -97,6 +97,7 @@ class SchedulingGroup:
         return self._state.share.shares
 
     @property
+    @trio.lowlevel.enable_ki_protection
     def limiter(self) -> trio.CapacityLimiter:
         """Limiter with a token for each task that holds or waits for an instance.
 

@@ -1514,6 +1514,7 @@ class LeaseMemory:
         with view:
             self._memory().write(at, view)
 
+    @trio.lowlevel.enable_ki_protection  # or it might not notice where the memory is now
     def grow(self, pages: int) -> int:
         """Add pages of 64 KiB, and return the address of the first one.
 
@@ -1654,6 +1655,7 @@ class _LentMemory:
         with self._lock:
             self._now().write(at, data)
 
+    @trio.lowlevel.enable_ki_protection
     def grow(self, pages: int) -> int:
         with self._lock:
             return self._now().grow(pages)
