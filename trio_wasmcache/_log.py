@@ -245,7 +245,7 @@ class Stamper:
 
 @final
 class _Dropped(NamedTuple):
-    """A mark in the buffer: so many events were dropped here."""
+    """A mark in the buffer: a number of events that were dropped here."""
 
     events: int
 

@@ -111,7 +111,7 @@ REALLOC: Final = FuncType(("i32", "i32", "i32", "i32"), ("i32",))
 _NATIVE: Final = frozenset(("s32", "s64", "f32", "f64"))
 # Blocks of memory that are allocated between two pauses: about 0.5 ms.
 BLOCKS_AT_ONCE: Final = 1024
-# Blocks of up to so many bytes are written many at once, by the adapter.
+# Blocks of up to this many bytes are written many at once, by the adapter.
 SMALL_BLOCK: Final = 4096
 _MASK: Final = 0xFFFFFFFF
 # Results have only the bits of their type; all others are not looked at.
@@ -125,7 +125,7 @@ PART: Final = "canonical"
 """Name of the adapter among the parts of an instance."""
 SCRATCH: Final = "scratch"
 """Name of its memory."""
-# Results of up to so many bytes, units of fuel and values are lifted without a `Call`.
+# Results of up to this many bytes, units of fuel and values are lifted without a `Call`.
 DIRECT_SIZE: Final = 64 * 1024
 DIRECT_FUEL: Final = 1_000_000
 DIRECT_VALUES: Final = 512

@@ -50,7 +50,7 @@ LOOK_EVERY, LOOK, REST = 0.0005, 0.0001, 0.0003
 # (seconds), as that clock may not show all: a guest run of Trio waits in another thread, and some
 # systems count CPU time in ticks. The second one is for systems without such a clock.
 WAKE_EVERY, WAKE_UNSEEN_EVERY = 0.005, 0.001
-# In a thread, slices of a batch are so many times as long: the loop does not wait for them, and a
+# In a thread, slices of a batch are this many times as long: the loop does not wait for them, and a
 # chunk of cheap rows ends with its first slice, as each further one costs as much as a thousand.
 LONG = 4
 # Rows, at least, of the first chunk of a new instance in the middle of a batch. A new scratch costs

@@ -200,7 +200,7 @@ def pack(cell: Cell, values: Sequence[object]) -> bytes:
 
 
 def memory_for(size: int) -> memoryview:
-    """Return writable memory for a column of so many bytes, as for results.
+    """Return writable memory for a column of `size` bytes, as for results.
 
     A `bytearray` that grows is copied again and again, and one that does not is filled with zeros
     at once, for as long as the loop stands still.

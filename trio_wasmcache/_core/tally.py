@@ -80,15 +80,15 @@ class Tally:
         return self.size + self.raw - self.kept
 
     def allow(self, fuel: int) -> None:
-        """Let the call spend so much fuel before `take_spent` is called."""
+        """Let the call spend this much fuel before `take_spent` is called."""
         self.allowed = fuel
 
     def keep(self, size: int) -> None:
-        """Note that so many of its bytes lie in memory that is counted elsewhere."""
+        """Note that `size` of its bytes lie in memory that is counted elsewhere."""
         self.kept += size
 
     def unkeep(self, size: int) -> None:
-        """Note that so many of its bytes lie no longer in memory that is counted elsewhere."""
+        """Note that `size` of its bytes are no longer in memory that is counted elsewhere."""
         self.kept -= min(size, self.kept)
 
     def add(self, size: int) -> None:

@@ -112,7 +112,7 @@ PACK_LEVEL: Final = 1
 # Numbers of files read, and of modules hashed, at the same time. A file may be on a disk that does
 # not answer, and an abandoned thread that reads it keeps its token; hashing always ends.
 MAX_READS, MAX_DIGESTS = 8, 2
-# A module with its custom sections may have so many times `max_wasm_size` bytes. An unstripped
+# A module with its custom sections may have this many times `max_wasm_size` bytes. An unstripped
 # module of Rust or C++ has 5 to 10 times as many bytes of DWARF as of everything else.
 CUSTOM_FACTOR = 8
 # Characters of a function of a component in a message, and functions that one lists.

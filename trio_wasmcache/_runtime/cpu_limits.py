@@ -128,7 +128,7 @@ class CpuLimits:
 
     @contextlib.contextmanager
     def move_on_after(self, seconds: float) -> Iterator[trio.CancelScope]:
-        """Cancel the block after so many seconds, without those in which its task waits here."""
+        """Cancel the block after some seconds, not counting those in which its task waits here."""
         task = trio.lowlevel.current_task()
         with trio.move_on_after(seconds) as scope:
             self._deadlines[task] = scope

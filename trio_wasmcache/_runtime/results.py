@@ -61,7 +61,7 @@ class ResultBook:
 
 
 def new_mapping(size: int, what: str) -> mmap.mmap:
-    """Return new memory of so many bytes, which the system maps as it is filled.
+    """Return new memory of `size` bytes, which the system maps as it is filled.
 
     Raises:
         MemoryError: the system has no memory for them.

@@ -84,7 +84,7 @@ class CompileLocks:
 
     @contextlib.contextmanager
     def nobody_records(self) -> Iterator[bool]:
-        """Give whether nobody is in such a block, nor enters one before this block ends."""
+        """Keep everybody out of such blocks until this one ends; yield False if somebody is in one."""
         number, locked = _open_and_lock(self.folder / ALL)
         try:
             yield locked

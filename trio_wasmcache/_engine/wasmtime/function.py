@@ -94,7 +94,7 @@ class WasmtimeFunction:
 
     @property
     def plain_begin(self) -> Begin:
-        """As `begin`, but no samples are taken of the call."""
+        """Function that begins a call, as `begin`, of which no samples are taken."""
         return MethodType(self.frame.begin, self)
 
     @property

@@ -178,7 +178,7 @@ class LinkedModule:
         self.restorer: int = 0
         self.engine: int = native.engine_clone(engine)
         self.starts: list[Start] = []
-        """One that an instance may start with, or none."""
+        """A start that the next instance may use; empty while one uses it."""
         self.callers = Callers(
             self.plan.function_types, bool(hosts), self.plan.offsets, artifact.long_calls
         )
@@ -189,9 +189,9 @@ class LinkedModule:
         self.parts: tuple[LinkedPart, ...] = ()
         """Parts of the graph, if there is one; else `pre` is there."""
         self.part_callers: tuple[Callers, ...] = ()
-        """Of each of these parts."""
+        """How functions of each of these parts are called."""
         self.linkers = Linkers()
-        """For the parts that import from others."""
+        """Linkers of the parts that import from others."""
         self.images: list[Range] = []
         self._linker: int = 0
         self._module: int = 0

@@ -102,11 +102,11 @@ class ObservedPlan:
         probes: tuple[tuple[str, int, str], ...],
     ) -> None:
         self.memories = memories
-        """Of its own, in order."""
+        """Export name of each memory that the module defines, in order."""
         self.tables = tables
-        """Export name and type of elements of each of its own, in order."""
+        """Export name and type of elements of each table that it defines, in order."""
         self.globals = globals
-        """Index, export name and value type of its own that are mutable."""
+        """Index, export name and value type of each mutable global that it defines."""
         self.functions = functions
         """Index and export name of those to which it can refer."""
         self.probes = probes
@@ -149,7 +149,7 @@ class Plan:
     """{name of an exported memory: bytes, if it is one of the module's that can't grow}."""
     function_types: dict[str, FuncType]
     global_types: dict[str, str]
-    """Of the exported globals that are numbers."""
+    """{name of an exported global that is a number: its value type}."""
     offsets: Offsets
     """Map from offsets in the compiled module to those in the module as it was given."""
     names: dict[tuple[str, int], str]
@@ -165,7 +165,7 @@ class Plan:
     dumped: DumpedPlan | None = None
     """What a dump of its instances has."""
     bounded: frozenset[str] = frozenset()
-    """Names of its exports whose calls are short, whatever they do; none of a graph's."""
+    """Names of its exports of which every call is short; empty for a graph."""
     starts_later: bool = False
     """Whether its start function is exported by `START`, and not run by instantiation."""
     abi_state: Mapping[str, Any] = field(factory=dict)
@@ -176,22 +176,22 @@ class Plan:
 
 @frozen(eq=False, repr=False)
 class RestorePlan:
-    """How instances of one module are put back."""
+    """How instances of one module are reset."""
 
     code: bytes
     """The restorer, serialized; empty: there is none."""
     restorer: Restorer | None
     patches: tuple[tuple[Patch, ...], ...] = ()
-    """For each memory."""
+    """Bytes to copy back at a reset, for each memory."""
 
     @property
     def size(self) -> int:
-        """Bytes, all of it."""
+        """Number of bytes that are kept for it."""
         return len(self.code) + patches_size(self.patches)
 
 
 def patches_size(patches: tuple[tuple[Patch, ...], ...]) -> int:
-    """Return the bytes of patches, for all memories."""
+    """Return the number of bytes of all patches."""
     return sum(len(data) for several in patches for _, data in several)
 
 

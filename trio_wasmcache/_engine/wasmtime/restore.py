@@ -58,7 +58,7 @@ def discard(base: int, size: int) -> bool:
 
 @final
 class Restoring:
-    """Puts one instance back. Made when it has started, as what it is then is what it goes back to.
+    """Resets one instance to its state when this is made: when it has started.
 
     Raises:
         LoadError: the engine could not make its restorer.
@@ -89,7 +89,7 @@ class Restoring:
             self.size = plan.restorer.elements * ELEMENT_SIZE
 
     def use(self, patches: tuple[tuple[Patch, ...], ...]) -> None:
-        """Copy these back from now on."""
+        """Copy these bytes back at each reset from now on."""
         self.patches = patches
 
     def grown(self) -> bool:
@@ -98,7 +98,9 @@ class Restoring:
         return any(measure(context, handle) != size for measure, handle, size in self._sizes)
 
     def reset(self, keep: GuestDriver | None = None) -> bool:
-        """Put the instance back; return whether it is as it was when this was made, or spoilt.
+        """Reset the instance to what it was when this was made; if it fails, return False.
+
+        Then the instance is unusable.
 
         The scratch of the driver `keep` is left as it is.
         """

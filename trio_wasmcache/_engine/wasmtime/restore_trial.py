@@ -84,7 +84,7 @@ def find_patches(
     infos: Sequence[ModuleInfo],
     initialize: tuple[StartCall, ...],
 ) -> tuple[tuple[Patch, ...], ...]:
-    """Try it: make two instances, spoil one and put it back, and return what differs.
+    """Try it: make two instances, overwrite one and reset it, and return what differs.
 
     Raises:
         UnrestorableError: it can't be put back, or would not be what a new instance is.
@@ -97,23 +97,23 @@ def find_patches(
     first = second = None
     try:
         first, second = _started(module, initialize), _started(module, initialize)
-        spoilt = Restoring(first, module, plan)
+        tried = Restoring(first, module, plan)
         model = Restoring(second, module, plan)
-        if spoilt.grown() or model.grown():
+        if tried.grown() or model.grown():
             raise UnrestorableError("its start makes it grow")
-        if any(_differences(spoilt, model)):
+        if any(_differences(tried, model)):
             raise UnrestorableError("its start does not do the same each time")
-        _spoil(spoilt)
-        patches = _differences(spoilt, model)
-        spoilt.use(patches)
+        _overwrite(tried)
+        patches = _differences(tried, model)
+        tried.use(patches)
         size = patches_size(patches)
         if size > PATCH_SIZE:
             raise UnrestorableError(
                 f"{size} bytes would have to be copied each time, which takes longer than to make "
                 "a new instance"
             )
-        _spoil(spoilt)
-        if any(_differences(spoilt, model)):
+        _overwrite(tried)
+        if any(_differences(tried, model)):
             raise UnrestorableError("its memory does not stay put back")
         return patches
     except GuestError as error:
@@ -208,8 +208,8 @@ def _answer(host: HostImport, call: HostCall, trial: Trial) -> None:
     call.answer(served)
 
 
-def _spoil(restoring: Restoring) -> None:
-    """Fill all memories, and put them back."""
+def _overwrite(restoring: Restoring) -> None:
+    """Fill all memories, and reset the instance."""
     for base, size in restoring.memories:
         ctypes.memset(base, 0xA5, size)
     if not restoring.reset():

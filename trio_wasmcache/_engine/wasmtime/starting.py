@@ -51,7 +51,7 @@ class Starting:
         self._lent: dict[Hashable, Lent] = {}
         self._linker = 0
         self._weight = 0
-        """Of the parts that were instantiated since others might run."""
+        """Weight of the parts that were instantiated since others could run."""
         self._called = b""
         """Handle of a start function that is under way: C goes on reading it."""
         self._runs = self._over = False

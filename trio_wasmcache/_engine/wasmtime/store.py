@@ -206,13 +206,13 @@ class Store:
         self.at_once = False
         """Whether bounded functions are called synchronously; not once calls are sliced."""
         self.untouched = False
-        """Whether it is what any other new instance is: nothing was called or changed in it."""
+        """Whether it is the same as any new instance: nothing was called or changed in it."""
         self.spent = False
-        """Whether a call was stopped in it that has to be made in a new store: see `renew`."""
+        """Whether a call was stopped in it, which must be made in a new store: see `renew`."""
         self.future: int = 0
-        """0 while nothing is under way."""
+        """Native future of what is under way; 0 while nothing is."""
         self.ending: Ending | None = None
-        """Of what is under way, or was."""
+        """How what is under way ends, or has ended; None while there is nothing."""
         self.host_call: HostCall | None = None
         self.answered: Array[c_uint8] | None = _ANSWERED() if number else None
         """A C string, where there is anything to answer: not empty once `host_call` is."""
@@ -222,9 +222,9 @@ class Store:
         """The start of the parts of a graph, and what came of it; None: it is no graph."""
         self._state: dict[str, Any] | None = None
         self.own_memory: InstanceMemory | None = None
-        """As `memory`, which others may write to."""
+        """The exported memory, without the note that others may write to it: see `memory`."""
         self.drivers: dict[Hashable, Driver] = NO_DRIVERS
-        """{key: driver}; kept for as long as the store."""
+        """{key: driver} of those in the store, which keeps them until it is closed."""
         # (what measures it, its handle, bytes of a unit) of each memory and table that can grow.
         self._sizes: tuple[tuple[Measure, bytes, int], ...] = ()
         self._fixed_size = plan.rest_size

@@ -42,7 +42,7 @@ PATIENCE = 30.0
 
 @final
 class SubprocessCompiler:
-    """Compiles modules for engines with such stacks; each may take so much."""
+    """Compiles modules in processes of their own, whose memory and CPU time are limited."""
 
     __slots__ = ("folder", "memory", "seconds", "stack_size")
 
@@ -57,7 +57,7 @@ class SubprocessCompiler:
         self.memory = memory
         """Bytes of address space beyond what the process has when it begins."""
         self.seconds = seconds
-        """Of CPU time."""
+        """Seconds of CPU time that a compile may take."""
         self.folder = folder
         """Where compiled code is kept; see `CodeCache`."""
 

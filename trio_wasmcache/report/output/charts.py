@@ -224,7 +224,7 @@ def _legend_height(entries: int) -> float:
 
 
 def legend(ax: Axes, columns: int = LEGEND_COLUMNS) -> None:
-    """Put a legend above a chart, with at most so many entries in a row."""
+    """Put a legend above a chart, with at most `columns` entries in a row."""
     figure = ax.get_figure(root=True)
     if figure is None:
         raise AssertionError("a chart outside of a figure has no place for its legend")

@@ -76,8 +76,8 @@ class Trace:
         return run
 
     def hold(self, key: Hashable, at: float, uses: int) -> int:
-        """Add a run that began before the log did, with an instance of so many uses; return its
-        number."""
+        """Add a run that began before the log, with an instance that was used `uses` times; return
+        its number."""
         run = len(self.loads)
         self.loads.append(math.nan)
         self.cold.append(False)
