@@ -14,9 +14,17 @@ from profiles import SECONDS, window
 from promoting import TIERED, WatchedLogger, look, promote, settle
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
-from trio_wasmcache import CacheConfig, InstanceCache, LoadError, MiB, UnknownFunctionError
+from trio_wasmcache import (
+    CacheConfig,
+    InstanceCache,
+    InvalidModuleError,
+    LoadError,
+    MiB,
+    UnknownFunctionError,
+)
 from trio_wasmcache._core.tiers import FIRST, PROFILED
 from trio_wasmcache._engine.wasmtime import sampling
+from trio_wasmcache._pool.registration import Compiler
 from trio_wasmcache.report.reading.records import make_event
 from trio_wasmcache.report.replay.replay import Replay
 from trio_wasmcache.testing import check_invariants
@@ -302,6 +310,27 @@ async def test_what_can_not_be_profiled(fake: FakeKit, log: Any, mock_clock: Moc
                 await cache.profile()
     with pytest.raises(trio.ClosedResourceError):
         await cache.profile()
+
+
+async def test_a_variant_that_can_not_be_compiled(
+    fake: FakeKit, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried once for all functions of the module; each is skipped for the same reason."""
+    tries = []
+
+    async def fail(_: Compiler, module: Any, group: Any) -> Any:
+        tries.append((module, group))
+        raise InvalidModuleError("it takes too long")
+
+    monkeypatch.setattr(Compiler, "sample", fail)
+    wasm = fake.adding(1)
+    async with fake.open(KEPT) as cache:
+        for name in ("f", "g"):
+            f = await add(cache, name, wasm)
+            await f.call(1)
+        with pytest.raises(LoadError, match="it takes too long"):
+            await cache.profile(seconds=1)
+    assert len(tries) == 1
 
 
 async def test_a_variant_that_does_not_fit(fake: FakeKit, log: Any, mock_clock: MockClock) -> None:

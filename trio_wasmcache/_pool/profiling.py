@@ -79,11 +79,15 @@ class Window:
         **Cancellation:** a compile is abandoned; `end` must be called.
         """
         await trio.lowlevel.checkpoint()
+        failed: dict[CachedModule, str] = {}  # {module: why it has no variant}
         for function in functions:
             if function.retired:
                 continue
             module = Definition.of(function).module
             if module in self._variants:
+                continue
+            if module in failed:  # functions of a component share one
+                self.skipped[str(function.key)] = failed[module]
                 continue
             try:
                 made, seconds = await self.pool.relief.run_async(
@@ -96,7 +100,7 @@ class Window:
             except trio.ClosedResourceError:
                 raise
             except (WasmCacheError, LookupError) as error:
-                self.skipped[str(function.key)] = str(error.args[0])
+                self.skipped[str(function.key)] = failed[module] = str(error.args[0])
                 continue
             if self.ended.is_set():
                 return

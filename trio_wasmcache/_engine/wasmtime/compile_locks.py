@@ -84,7 +84,7 @@ class CompileLocks:
 
     @contextlib.contextmanager
     def nobody_records(self) -> Iterator[bool]:
-        """Keep everybody out of such blocks until this one ends; yield False if somebody is in one."""
+        """Keep others out of such blocks until this one ends; yield False if somebody is in one."""
         number, locked = _open_and_lock(self.folder / ALL)
         try:
             yield locked
