@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
+import attrs
 import pytest
 import trio
-from kits import PAGE, Kit, ListLogger, add, stack_of
+from kits import PAGE, FakeKit, Kit, ListLogger, add, stack_of
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wasmcache import CacheConfig, DeadlockError, EntryInfo, TrapError
+from trio_wasmcache import CacheConfig, DeadlockError, EntryInfo, InstanceCache, TrapError
 from trio_wasmcache.testing import check_invariants
 
 
@@ -283,6 +286,22 @@ async def test_a_bad_resize_changes_nothing(kit: Kit) -> None:
             with pytest.raises(ValueError, match=next(iter(fixed))):
                 cache.resize(**fixed)
         assert cache.config is before
+
+
+async def test_the_reference_names_all_that_resize_cannot_change(fake: FakeKit) -> None:
+    """Of the fields of the configuration, those that it refuses, and no others."""
+    doc = InstanceCache.resize.__doc__
+    assert doc
+    named = set(re.findall(r"`(\w+)`", doc.partition("can't be")[2].partition("Args:")[0]))
+    async with fake.open() as cache:
+        refused = set()
+        for field in attrs.fields(CacheConfig):
+            try:
+                cache.resize(**{field.name: getattr(cache.config, field.name)})
+            except ValueError as error:
+                assert "can't be changed" in str(error)
+                refused.add(field.name)
+    assert refused == named
 
 
 async def test_total_size_stays_under_the_limit_while_instances_grow(kit: Kit) -> None:

@@ -941,9 +941,9 @@ class InstanceCache:
 
         ``cache.resize(max_size=64 * MiB, idle_timeout=1.0)``
 
-        `memory_limit` and `table_limit` apply to functions registered from now on. `stack_size`,
-        `cache_dir`, `log_uses`, `compile_memory`, `compile_seconds`, `main_capacity` and
-        `main_shares` can't be changed.
+        `memory_limit` and `table_limit` apply to functions registered from now on. These can't be
+        changed: `stack_size`, `cache_dir`, `compiler`, `compile_memory`, `compile_seconds`,
+        `log_uses`, `log_values`, `redact`, `keep_dumps`, `main_capacity` and `main_shares`.
 
         Args:
             **limits: fields of `CacheConfig`, in their units.
