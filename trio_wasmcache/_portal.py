@@ -605,6 +605,15 @@ class Portal:
     # -- in the thread
 
     def _main(self, opened: Completion) -> None:
+        """Be the thread: run Trio, then end whatever anybody still waits for.
+
+        In this order, as other threads look in between:
+
+        1. From `_closing` on, nothing is started. A request that comes later is refused here, or by
+           the thread that has submitted it, which finds that the run is over.
+        2. From `_over` on, `close` has nothing to wait for, and readings are made by who asks.
+        3. Those are woken that wait for the opening, and for the end.
+        """
         self._ident = threading.get_ident()
         try:
             trio.run(self._serve, opened)

@@ -646,7 +646,7 @@ class InstanceCache:
         return self._install(declaration, compiled, compiled.seconds), compiled.seconds
 
     async def _compile(self, declaration: Declaration, wasm: bytes) -> Compiled:
-        """Compile the module of a function, if it is not there; `_install` follows in this step."""
+        """Compile the module of a function, or find it; `_install` must follow in this step."""
         pool, key = self._pool, declaration.key
         group = self._groups.find()
         get = self._compiler.get
@@ -665,25 +665,15 @@ class InstanceCache:
         most = worst_size(*artifact.modules)
         return Compiled(module, binding, seconds, group.record.name, least, most)
 
-    def _install(
-        self,
-        declaration: Declaration,
-        compiled: Compiled,
-        seconds: float = 0.0,
-        left_out: str | None = None,
-    ) -> Function:
-        """Make a function known.
+    def _define(
+        self, declaration: Declaration, compiled: Compiled
+    ) -> tuple[FunctionRecord, str | None]:
+        """Return the record of a function that is to be registered now.
 
-        Args:
-            declaration: of the function.
-            compiled: its module.
-            seconds: time that compiling took for it.
-            left_out: functions of the component that can't be used, for the log.
+        Also what its author is advised, if instances of it can never be kept; else None.
         """
-        module, binding, group = compiled.module, compiled.binding, compiled.group
-        pool, code_size = self._pool, module.record.code_size
-        config, artifact = pool.config, module.artifact
-        key = declaration.key
+        module, binding = compiled.module, compiled.binding
+        pool, artifact, key = self._pool, module.artifact, declaration.key
         record = FunctionRecord(
             key,
             pool.registry.next_generation(key),
@@ -698,24 +688,22 @@ class InstanceCache:
         keeps_state = declaration.isolation == REUSE and not command
         resets = declaration.isolation == RESET and module.why_not is None
         kept, advice = cache_verdict(
-            config,
-            compiled.least_size,
-            seats=not keeps_state,
-            restored=resets,
+            pool.config, compiled.least_size, seats=not keeps_state, restored=resets
         )
+        offered = declaration.offered
         function = Function(
-            name=record.key.name,
-            args=record.key.args,
+            name=key.name,
+            args=key.args,
             returns=declaration.returns,
             generation=record.generation,
             module_digest=module.digest,
-            code_size=code_size,
+            code_size=module.record.code_size,
             worst_size=record.worst_size,
             isolation=declaration.isolation,
             isolation_verdict=verdict(declaration.isolation, module.why_not, command=command)
             + ("" if module.prepared is None else f"; {module.prepared}"),
             cache_verdict=kept,
-            wit=None if declaration.offered is None else declaration.offered.wit,
+            wit=None if offered is None else offered.wit,
             acquire=self.acquire,
         )
         definition = Definition(
@@ -729,11 +717,31 @@ class InstanceCache:
             resets,
             declaration.setup if pool.runtime.recorder is not None else None,
             command,
-            None if declaration.offered is None else declaration.offered.takes_none,
+            None if offered is None else offered.takes_none,
         )
         record.define(definition)
         if resets:
             record.begin_resets()
+        return record, advice
+
+    def _install(
+        self,
+        declaration: Declaration,
+        compiled: Compiled,
+        seconds: float = 0.0,
+        left_out: str | None = None,
+    ) -> Function:
+        """Make a function known, and retire the one that it replaces, if there is one.
+
+        Args:
+            declaration: of the function.
+            compiled: its module.
+            seconds: time that compiling took for it.
+            left_out: functions of the component that can't be used, for the log.
+        """
+        pool, module = self._pool, compiled.module
+        record, advice = self._define(declaration, compiled)
+        function = function_of(Definition.of(record))
         self._compiler.keep(module)
         self._promoter.add(record)
         old = pool.registry.put(record)
@@ -742,15 +750,15 @@ class InstanceCache:
             pool.policy.note_compiled(record, seconds)
         origin = pool.journal.here()
         if (prepared := module.take_news()) is not None:
-            pool.journal.prepared(record, group, prepared, now, origin)
+            pool.journal.prepared(record, compiled.group, prepared, now, origin)
         pool.journal.registered(
             record,
             now,
             origin,
             module_digest=module.digest,
             module_number=module.number,
-            code_bytes=code_size,
-            compiler=artifact.tier.value,
+            code_bytes=function.code_size,
+            compiler=module.artifact.tier.value,
             artifact_bytes=module.size,
             compile_seconds=seconds,
             concurrency=record.concurrency,

@@ -389,6 +389,8 @@ class Runner:
                     continue
                 inline = offload_after is None or slices < offload_after
                 turns = self.loop if inline else self.threads
+                # A turn is taken, kept from slice to slice, and given back in `finally`. It is lost
+                # in `keep` alone, which gives it back itself: then it is not `holding`.
                 # Each slice resumes all coroutines from the task down to the wait for a turn. So
                 # the wait is inline, not in methods of its own.
                 with trio.CancelScope() as job.parked:
