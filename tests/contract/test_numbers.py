@@ -298,8 +298,7 @@ async def test_the_reference_names_all_that_resize_cannot_change(fake: FakeKit) 
         for field in attrs.fields(CacheConfig):
             try:
                 cache.resize(**{field.name: getattr(cache.config, field.name)})
-            except ValueError as error:
-                assert "can't be changed" in str(error)
+            except ValueError:
                 refused.add(field.name)
     assert refused == named
 
