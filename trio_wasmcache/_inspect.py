@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import keyword
 import re
-import textwrap
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,7 +128,7 @@ def laid_out(line: str, width: int = COLUMNS) -> list[str]:
 
     Lines of Python stay Python: a call is broken behind commas.
     """
-    if len(line) <= width:
+    if _columns(line) <= width:
         return [line]
     code, mark, comment = line.partition("  # ")
     if mark and code.lstrip().startswith("def "):
@@ -137,9 +137,23 @@ def laid_out(line: str, width: int = COLUMNS) -> list[str]:
     if "(" in line and (" = await " in line or line.startswith("def ")):
         return _broken(line, indent, width)
     more = "# " if line.startswith("#") else f"{indent}  "
-    return textwrap.wrap(
-        line, width, subsequent_indent=more, break_long_words=False, break_on_hyphens=False
-    )
+    first, *words = line[len(indent) :].split(" ")
+    found, filled = [], indent + first
+    for word in words:
+        if _columns(filled) + 1 + _columns(word) <= width:
+            filled += f" {word}"
+        else:
+            found.append(filled)
+            filled = more + word
+    return [*found, filled]
+
+
+def _columns(text: str) -> int:
+    """Return the number of columns that a terminal needs: two for a wide character."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
 
 
 def _broken(line: str, indent: str, width: int) -> list[str]:
@@ -174,13 +188,13 @@ def _broken(line: str, indent: str, width: int) -> list[str]:
     found, filled = [line[:opened]], inner
     for part in parts:
         space = " " * (filled != inner)
-        if len(filled) + len(space) + len(part) <= width:
+        if _columns(filled) + len(space) + _columns(part) <= width:
             filled += space + part
             continue
         if filled != inner:
             found.append(filled)
         filled = inner + part
-        if len(filled) > width:
+        if _columns(filled) > width:
             found += _broken(filled, inner, width)
             filled = inner
     return [*found, *([filled] if filled != inner else []), f"{indent}{line[end:]}"]

@@ -305,6 +305,20 @@ def test_lines_are_laid_out_in_80_columns(path: Path) -> None:
                 ") -> int: ...",
             ],
         ),
+        (
+            '    f = await cache.register("漢字漢字漢字", Path("x"), args=())',
+            [
+                "    f = await cache.register(",
+                '        "漢字漢字漢字", Path("x"),',
+                "        args=(),",
+                "    )",
+            ],
+        ),
+        ("# 漢字漢字 漢字漢字 odd", ["# 漢字漢字 漢字漢字", "# odd"]),
+        (
+            "# e\u0301e\u0301e\u0301e\u0301 and others of a",
+            ["# e\u0301e\u0301e\u0301e\u0301 and others of a"],
+        ),
         ("  by: this, that and others of a kind", ["  by: this, that and", "    others of a kind"]),
         ("# a comment that is long", ["# a comment that is", "# long"]),
     ],

@@ -457,3 +457,10 @@ def test_without_the_extra(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == "report needs polars, rich: pip install '.[report]'\n"
     assert command("-c", program, "schema", stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_an_id_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bytes of a command line may be anything; there is no such cache."""
+    path = busy_log().write(tmp_path / "log")
+    ran = run_command(capsys, "report", "--cache", "\udcff", path)
+    assert (ran.status, ran.err) == (2, "no events to analyse of cache ?\n")

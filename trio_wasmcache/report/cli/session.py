@@ -88,7 +88,14 @@ HTML = click.option(
     metavar="FILE",
     help="Also write one self-contained page with charts.",
 )
-CACHE = click.option("--cache", "only", metavar="ID", help="Report on this cache of the log only.")
+CACHE = click.option(
+    "--cache",
+    "only",
+    # Bytes that are no text become lone surrogates, which polars refuses, and no log has.
+    type=lambda text: text.encode(errors="replace").decode(),
+    metavar="ID",
+    help="Report on this cache of the log only.",
+)
 LABEL = click.option(
     "--label",
     metavar="PATTERN",
