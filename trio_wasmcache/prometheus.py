@@ -16,6 +16,7 @@ import trio
 
 from ._cache.cache import InstanceCache
 from ._core.metrics.stats import CacheStats, DistributionSummary, UseSummary
+from ._core.text import shown
 
 try:
     from prometheus_client.core import (
@@ -116,6 +117,8 @@ class CacheCollector(Collector):
             function. Each function takes 18 lines, so consider the cost of storing them.
 
     Raises:
+        TypeError: `cache` is not an `InstanceCache`. `trio_wasmcache.otel.instrument` also takes
+            those of `trio_wasmcache.blocking` and `trio_wasmcache.aio`.
         RuntimeError: it is made outside of the Trio run of the cache, or in the middle of a step.
     """
 
@@ -127,6 +130,11 @@ class CacheCollector(Collector):
         per_group: bool = True,
         per_function: bool = False,
     ) -> None:
+        if not isinstance(cache, InstanceCache):
+            raise TypeError(
+                f"CacheCollector takes the InstanceCache of a Trio run, got {shown(cache)}; for a "
+                "cache of blocking or aio, there is trio_wasmcache.otel.instrument"
+            )
         self._cache = cache
         self._namespace = namespace
         self._per_group = per_group

@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 from documents import ALL
-from kits import FakeKit, add
+from kits import FakeKit, ListLogger, add
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_strictly
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from trio_wasmcache import CacheConfig, InstanceCache, TrapError
+from trio_wasmcache import CacheConfig, InstanceCache, TrapError, blocking
 from trio_wasmcache.prometheus import CacheCollector, _version
 
 PREFIX = "trio_wasmcache_"
@@ -233,3 +233,10 @@ async def test_every_metric_is_documented(used: InstanceCache) -> None:
         for name, metric in metrics.items()
         if f"`{name.removeprefix('trio_wasmcache_')}{suffixes[metric.type]}`" not in ALL
     } == set()
+
+
+def test_a_cache_of_another_face_is_refused() -> None:
+    """Its numbers are read in another way; the message names one."""
+    with blocking.open_cache(logger=ListLogger()) as cache:
+        with pytest.raises(TypeError, match=r"got <BlockingCache.*otel\.instrument"):
+            CacheCollector(cache)  # type: ignore[arg-type]
