@@ -57,7 +57,7 @@ from .._core.keys import FunctionKey
 from .._core.metrics.counters import FUELS
 from .._core.policy.lifecycle import IllegalStepError
 from .._core.policy.records import Request, Stage
-from .._core.policy.shares import BURST_FUEL, CALL_FUEL, UNRUN_FUEL
+from .._core.policy.shares import BATCH_FUEL, BURST_FUEL, CALL_FUEL, UNRUN_FUEL
 from .._core.stack_room import check_headroom
 from .._core.wasm.isolation import Isolation
 from .._engine.base import MAX_FUEL, UNDER_WAY, GuestMemory, InexactError, NoMemoryError
@@ -821,6 +821,7 @@ class Lease(Generic[R_co]):
                 self._pool, self._group.share, self, request, current_task()
             )
         call = self._begin_call(bound)
+        self._group.share.charge(0, BATCH_FUEL)
         module = bound.definition.module
         try:
             try:

@@ -28,6 +28,8 @@ BURST_FUEL = 500_000
 CALL_FUEL = 4_000
 # A call that ends before its guest runs, as one whose values do not fit: 20 to 60 microseconds.
 UNRUN_FUEL = 30_000
+# A batch that takes no short way, beside its rows: it is looked at, and its results are collected.
+BATCH_FUEL = 120_000
 # What letting others run costs, whatever comes of it: a pass of the loop.
 PASS_FUEL = 20_000
 # Work of the host for a guest is charged as CPU time, at the same rate.
