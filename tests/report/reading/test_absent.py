@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from report.questions import Lines, answers, lines_of_all
+from report.workloads import run_on_jumping_clock, steady_plan
 
+from trio_wasmcache import CacheConfig, MiB
 from trio_wasmcache._core.event_kinds import EVENTS
+from trio_wasmcache.report.reading.frames import OPTIONAL
 from trio_wasmcache.report.reading.schema import types_of
 
 
@@ -54,3 +57,27 @@ def test_a_field_that_is_absent_has_its_default(
     first = answers(capsys, path, with_default)
     assert answers(capsys, path, without) == first
     assert all("damaged" not in errors for *_, errors in first)
+
+
+@pytest.mark.parametrize("field", sorted(OPTIONAL))
+@pytest.mark.parametrize("some", [False, True], ids=["all", "some"])
+def test_logs_of_older_versions_are_run_again(
+    field: str, some: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a field that came later, in all lines or in those before an update of the library."""
+    plan = steady_plan(1, tasks=4, uses=10, functions=5)
+    lines = run_on_jumping_clock(plan, CacheConfig(max_size=MiB)).log.events
+    old = lines[: len(lines) // 2] if some else lines
+    older = [{name: it for name, it in line.items() if name != field} for line in old]
+    questions = (
+        ("replay", "--json"),
+        ("whatif", "--max-size", "1MiB", "--json"),
+        ("tune", "--no-check", "--json"),
+    )
+    path = tmp_path / "log"
+    found = answers(capsys, path, [*older, *lines[len(old) :]], questions)
+    expected = answers(capsys, path, lines, questions)
+    assert all(status in (0, 1, 2) for _, status, *_ in found)
+    assert "damaged" not in "".join(errors for *_, errors in found)
+    if field in ("seat", "label", "fuel", "deadline_seconds"):  # no instance leaves a seat here
+        assert found[2] == expected[2]

@@ -263,7 +263,7 @@ class Driver:
         self.granted.discard(request)
         reserved = None
         if event.address_space_bytes is not None:  # in a log from before it was counted
-            reserved = event.address_space_bytes, event.mappings
+            reserved = event.address_space_bytes, event.mappings or 0
         step = self.policy.recycle(
             *(request, event.size_bytes, now, drop, event.seat, reserved, event.error),
             event.grown_size_bytes,

@@ -286,7 +286,7 @@ class Tuner(Fed):
         seconds, cold = self._loading[event.request] = event.load_seconds, event.module_loaded
         number = self._numbers[event.function, event.arg_types]
         self.trace.note_load(number, cold, seconds)
-        samples = self.columns.loads.setdefault((number, event.seat), [])
+        samples = self.columns.loads.setdefault((number, bool(event.seat)), [])
         samples.append(seconds)
         if len(samples) > 2 * SAMPLES:
             del samples[:SAMPLES]
@@ -323,7 +323,7 @@ class Tuner(Fed):
         if corrupted or too_large or gone:
             self.trace.end(Op.DROP, key, at, run)
         else:
-            self._rest(key, run, event.size_bytes, at, event.seat)
+            self._rest(key, run, event.size_bytes, at, bool(event.seat))
 
     def _rest(self, key: Key, run: int, size: int, at: float, seat: bool) -> None:
         self._keys.setdefault(key[:2], set()).add(key)

@@ -402,7 +402,7 @@ class Recorder(Fed):
         left = event.size_bytes, event.seat, event.closed_size_bytes
         release = Release(acquire, self._gap(task, at), len(program), *left)
         if not event.seat and event.address_space_bytes is not None:
-            release.reserved = event.address_space_bytes, event.mappings
+            release.reserved = event.address_space_bytes, event.mappings or 0
         acquire.release = release
         program.append(release)
         self._last_release = release
