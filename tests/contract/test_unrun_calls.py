@@ -60,6 +60,7 @@ async def test_a_series_of_them(kit: Kit, way: str) -> None:
                 for _ in range(SERIES):
                     await WAYS[way](lease)
 
+            await WAYS[way](lease)  # what is made for the first one lets others run
             assert await passes(series) >= SERIES // 200
             assert await lease.call(1) == 2
 
@@ -74,6 +75,7 @@ async def test_a_series_of_short_batches(kit: Kit) -> None:
                 for _ in range(200):
                     assert await lease.map([[1, 2]], on_error="null") == [2, 3]
 
+            await series()  # what is made for the first one lets others run
             assert await passes(series) >= 40
 
 
@@ -97,6 +99,7 @@ async def test_where_values_cross_in_steps(value: object) -> None:
                     call = lease.call(*values)
                     assert await (refused(call) if value is not None else call) is None
 
+            await series()
             assert await passes(series) >= SERIES // 200
 
 
@@ -113,4 +116,5 @@ async def test_a_column_of_nulls_that_is_mapped_row_by_row() -> None:
                 async def series(lease: Lease = lease) -> None:
                     await lease.map([[None] * SERIES])
 
+                await series()
                 assert await passes(series) >= SERIES // 200
