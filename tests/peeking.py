@@ -5,19 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from trio_wasmcache import Lease
+from trio_wasmcache._runtime.bound import BoundFunction
 from trio_wasmcache._runtime.runner import Job
+
+
+def bound_of(lease: Lease) -> BoundFunction:
+    """Return the function of the instance that the lease holds; counts as a use of it."""
+    bound = lease._first_use() or lease._bound
+    assert bound is not None
+    return bound
 
 
 def native_of(lease: Lease) -> Any:
     """Return the instance that the lease holds, as its engine made it."""
-    assert lease._bound is not None
-    return lease._bound.native
+    return bound_of(lease).native
 
 
 def small_of(lease: Lease) -> object:
     """Return what begins small batches of the lease; None: nothing does yet."""
-    assert lease._bound is not None
-    return lease._bound.small
+    return bound_of(lease).small
 
 
 def job_of(lease: Lease) -> Job | None:
@@ -38,7 +44,7 @@ def is_broken(lease: Lease) -> bool:
 
 def may_call(lease: Lease) -> bool:
     """Return whether a call may begin."""
-    return lease._ready is not None
+    return lease._first_use() is not None
 
 
 def instance_behind(record: Any) -> Any:

@@ -218,6 +218,10 @@ def _disagreements(cache: InstanceCache) -> list[str]:
         problems.append(f"groups have {reserved} bytes reserved, more than max_size")
     for group in groups:
         record, budget = group.record, group.share.budget
+        served = [] if record.closed or policy.closed else list(record.entries)
+        served = [entry for entry in served if not entry.function.retired]
+        serving = {entry.function.spelling: entry for entry in served}
+        same(f"entries of group {record.name!r} that hits find", record.serving, serving)
         size = sum(instance.size for instance in idle if instance.entry.group is record)
         same(f"idle bytes of group {record.name!r}", record.idle_size, size)
         if record.max_size is not None and size > record.max_size:

@@ -18,7 +18,7 @@ from trio_wasmcache._batch import byte_chunks
 from trio_wasmcache._core.wasm.driver import Shape, layout
 from trio_wasmcache._engine.base import UNDER_WAY
 
-from ..peeking import native_of
+from ..peeking import bound_of, native_of
 from .harness import FIB, Report, SilentLogger, cores, percentile, run_on
 from .loop import lateness
 
@@ -48,7 +48,7 @@ async def _in_place(
     columns and memory for results, as bytes, each chunk is copied in and out: what a batch needs
     at least.
     """
-    code = await lease._pool.engine.driver(Shape(TWO, ("i64",)), lease._bound.tier)
+    code = await lease._pool.engine.driver(Shape(TWO, ("i64",)), bound_of(lease).tier)
     driver, native = code.attach(native_of(lease), {"function": "add"}), native_of(lease)
     made = layout(code.shape)
     chunk = made.rows

@@ -42,7 +42,8 @@ def bench_policy(report: Report, policy: PolicyName, functions: int, requests: i
     give_up: Any = None
     missed = loading = evicting = 0.0
     for key in trace:
-        request = cache.hit(records[key], group, 0, give_up, 0.0)
+        entry = group.serving.get(records[key].spelling)
+        request = None if entry is None else cache.hit(entry, 0, give_up, 0.0)
         if request is None:
             request = cache.request(records[key], group, 0)
             cache.acquire(request, 0.0)

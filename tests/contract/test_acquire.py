@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 from kits import Kit, add, add_asking, stack_of
 from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
 
-from trio_wasmcache import CacheConfig, LoadError, UnknownFunctionError
+from trio_wasmcache import CacheConfig, InstanceCache, LoadError, UnknownFunctionError
 from trio_wasmcache.testing import check_invariants
 
 
@@ -80,6 +82,35 @@ async def test_1_types_are_normalised_on_a_miss(kit: Kit) -> None:
                 assert await lease.call(1) == 2
         assert cache.stats().entries == 1
         assert (cache.stats().hits, cache.stats().misses) == (2, 1)
+
+
+async def test_1_types_are_normalised_in_line(kit: Kit) -> None:
+    """As given as a list, left out or spelt in another way while others wait for the function."""
+    async with kit.open() as cache, trio.open_nursery() as nursery:
+        await add(cache, "f", kit.adding(1))
+        results: list[int] = []
+
+        async def use(args: Sequence[str] | None) -> None:
+            async with cache.acquire("f", args) as lease:
+                results.append(await lease.call(len(results)))
+
+        async with cache.acquire("f", ("i64",)):
+            for args in (("i64",), ["i64"], None, (" I64",)):
+                nursery.start_soon(use, args)
+                await wait_all_tasks_blocked()
+            nursery.start_soon(fails, cache, [], ("i64",))
+            nursery.start_soon(fails, cache, [], None)
+            await wait_all_tasks_blocked()
+            assert cache.stats().waiting == 4
+        await wait_all_tasks_blocked()
+        assert results == [1, 2, 3, 4]
+        check_invariants(cache)
+
+
+async def fails(cache: InstanceCache, name: object, args: Sequence[str] | None) -> None:
+    """Acquire what has no name."""
+    with pytest.raises(TypeError, match="a function name must be a str, got "):
+        await cache.acquire(name, args).__aenter__()  # type: ignore[arg-type]
 
 
 async def test_1_an_unknown_function_is_refused_naming_near_misses(kit: Kit) -> None:

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 from kits import FakeKit, ListLogger, add, open_real_cache
+from peeking import bound_of, small_of
 
 from trio_wasmcache import (
     AbiError,
@@ -77,8 +78,7 @@ async def test_off_there_is_nothing_of_it(fake: FakeKit, log: ListLogger) -> Non
         assert pool.call_type is Call
         assert pool.runtime.recorder is None
         async with f.acquire() as lease:
-            bound = lease._bound
-            assert bound is not None
+            bound = bound_of(lease)
             assert not bound.recorded
             assert bound.definition.setup is None
             assert not any(isinstance(one, RecordedHost) for one in bound.definition.module.hosts)
@@ -87,8 +87,7 @@ async def test_off_there_is_nothing_of_it(fake: FakeKit, log: ListLogger) -> Non
         async with divide.acquire() as lease:
             for _ in range(2):
                 await lease.map([[1, 2]])
-            assert lease._bound is not None
-            assert lease._bound.small is not None
+            assert small_of(lease) is not None
         await fails(lambda: divide.call(0))
     assert calls(log) == []
 

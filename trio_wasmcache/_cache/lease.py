@@ -5,7 +5,8 @@ The three refer to each other, so they share this file. Two rules:
 1. Every change of a lease's state is a step of the table below, or raises `IllegalStepError`.
 2. The fast paths (a hit, and a call that ends in its first slice) write their steps inline. They
    check one thing: whether there is a bound function in `_ready`. There is one only while a call
-   may begin.
+   may begin. A hit leaves it out until the first use: an instance that its lease has not used is
+   given back as it was taken, and nothing native is touched.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ from .._core.events import Reason
 from .._core.keys import FunctionKey
 from .._core.metrics.counters import FUELS
 from .._core.policy.lifecycle import IllegalStepError
-from .._core.policy.records import Request, Stage
+from .._core.policy.records import Entry, Request, Stage
 from .._core.policy.shares import BATCH_FUEL, BURST_FUEL, CALL_FUEL, UNRUN_FUEL
 from .._core.stack_room import check_headroom
 from .._core.wasm.isolation import Isolation
@@ -188,8 +189,11 @@ class Lease(Generic[R_co]):
     """Task that has the group's token for this lease."""
     _request: Request | None = None
     """Request that was granted, or that is in line the short way; None while there is none."""
+    _entry: Entry | None = None
+    """Entry of a hit; see `_first_use`."""
     _bound: BoundFunction | None = None
-    """Bound function of the instance that is, or last was, held."""
+    """Bound function of the instance that is, or last was, held; None until the first use of that
+    of a hit."""
     _ready: BoundFunction | None = None
     """The same, while a call may begin; None while none may."""
     _acquisition: Acquisition | Preparing | Upgrade | None = None
@@ -265,7 +269,8 @@ class Lease(Generic[R_co]):
         self._state = ACQUIRING
         behind = False
         try:
-            if pool.waiting and self._is_behind():
+            entry = self._find_entry() if pool.waiting else None
+            if entry is not None and entry.waiting and not (self._warm or pool.exits.pending):
                 # Waiting is a checkpoint; another one would be a pass of the loop for nothing.
                 behind = True
                 await checkpoint_if_cancelled()
@@ -281,8 +286,12 @@ class Lease(Generic[R_co]):
         owners = capacity.owners
         try:
             # First, as the name may be of a class whose `__hash__` runs any code.
-            function = pool.exact[self._name, self._args]  # type: ignore[index]
+            entry = group.record.serving[self._name, self._args]  # type: ignore[index]
         except (KeyError, TypeError):
+            entry = None
+        if entry is None and self._args is None:
+            entry = self._find_entry()
+        if entry is None:
             return await self._acquire(task)
         if (
             capacity.limiter is None
@@ -293,17 +302,18 @@ class Lease(Generic[R_co]):
             request = None
             if not behind:
                 now = pool.clock() + pool.clock_offset  # `Pool.now`, written out
-                request = pool.policy.hit(function, group.record, task, self._end, now)
+                request = pool.policy.hit(entry, task, self._end, now)
             if request is not None:
                 owners[task] = 1
                 self._task = task
                 self._request = request
-                self._bound = self._ready = request.instance.bound  # type: ignore[union-attr,assignment]
+                self._entry = entry
+                self._bound = self._ready = None  # set, as to read a default takes ten times longer
                 self._state = HELD
                 return self
             if self._reach is None and not pool.exits.pending:
                 try:
-                    request = pool.policy.queue(function, group.record, task, self._end, pool.now())
+                    request = pool.policy.queue(entry, task, self._end, pool.now())
                     if request is not None:
                         owners[task] = 1
                         self._request = request
@@ -326,16 +336,19 @@ class Lease(Generic[R_co]):
                 return await self._acquire(task, request)
         return await self._acquire(task)
 
-    def _is_behind(self) -> bool:
-        """Return whether others are in line for an instance of this function in this group."""
-        pool = self._pool
-        function = pool.exact.get((self._name, self._args))  # type: ignore[arg-type]
-        if function is None or self._warm or pool.exits.pending:
-            return False
-        group, entry = self._group.record, function.lone_entry
-        if entry is None or entry.group is not group:
-            entry = function.many_entries.get(group)
-        return entry is not None and bool(entry.waiting)
+    def _find_entry(self) -> Entry | None:
+        """Return the entry in which a hit may find an instance.
+
+        None if there is none, as far as the normal spelling of the types tells.
+        """
+        serving = self._group.record.serving
+        try:
+            if self._args is not None:
+                return serving.get((self._name, self._args))  # type: ignore[arg-type]
+            function = self._pool.exact.get((self._name, None))
+        except TypeError:  # they are not hashable
+            return None
+        return None if function is None else serving.get(function.spelling)
 
     def _leave_line(self, _: RaiseCancelT) -> Abort:
         """Leave the line, as the task is cancelled: an abort function."""
@@ -417,12 +430,15 @@ class Lease(Generic[R_co]):
             capacity = self._group.capacity
             owners = capacity.owners
             # The fast path: the instance becomes idle, and nobody is waiting.
-            if bound is None:
+            if bound is not None:
+                size = bound.fixed_size
+                if size is None:
+                    size = bound.measure(bound.native)
+            elif self._bound is None:  # nothing has used it
+                size = request.instance.size
+            else:
                 self._leave(task)
                 return GIVEN_BACK
-            size = bound.fixed_size
-            if size is None:
-                size = bound.measure(bound.native)
             if pool.waiting and request.entry.waiting:
                 if self._entered_from is None or self._entered_from is not _getframe(1):
                     check_headroom()  # see `_leave`
@@ -496,7 +512,7 @@ class Lease(Generic[R_co]):
         """Give the instance back, in which nothing runs; with a reason, have it dropped."""
         if self._replacing is not None and self._under_way is not None:
             self._end_replacing(self._under_way)
-        bound = self._bound
+        bound = self._bound or self._first_use()
         assert bound is not None
         try:
             clean, self._ready = self._ready is not None or self._state is EXITED, None
@@ -578,7 +594,11 @@ class Lease(Generic[R_co]):
         # needs a `Call`.
         bound, share = self._ready, self._group.share
         if bound is None:
-            raise self._unusable()
+            if self._bound is not None or self._state is not HELD:
+                raise self._unusable()
+            # `_first_use`, written out.
+            held: Any = self._request
+            bound = self._bound = self._ready = held.instance.bound
         if share.burst >= BURST_FUEL:
             await self._pool.runner.pass_turn(share)
             bound = self._ready  # another: a batch of another task has replaced the instance
@@ -730,7 +750,7 @@ class Lease(Generic[R_co]):
         if BATCH not in sys.modules:
             await self._pool.runner.import_module(BATCH)  # which takes some 15 ms
         share = self._group.share
-        if self._ready is None:
+        if self._first_use() is None:
             raise self._unusable()
         if share.burst >= BURST_FUEL:
             await self._pool.runner.pass_turn(share)
@@ -848,8 +868,8 @@ class Lease(Generic[R_co]):
             calls no host functions. Its group must not limit CPU time or capacity.
         """
         self._check_thread("lend")
-        bound = self._bound
-        if bound is None or self._ready is None or bound.small is None:
+        bound = self._first_use()
+        if bound is None or bound.small is None:
             return None
         definition, function = bound.definition, bound.entry.function
         if not definition.keeps_state or definition.module.hosts or function.concurrency == 1:
@@ -1201,7 +1221,11 @@ class Lease(Generic[R_co]):
             trio.BusyResourceError: the lease is still waiting.
             trio.ClosedResourceError: the lease ended without an instance.
         """
-        definition = None if self._bound is None else self._bound.definition
+        definition = None
+        if self._bound is not None:
+            definition = self._bound.definition
+        elif self._entry is not None:
+            definition = Definition.of(self._entry.function)
         if self._acquisition is not None:
             definition = self._acquisition.definition
         if definition is None:
@@ -1222,9 +1246,15 @@ class Lease(Generic[R_co]):
             raise IllegalStepError(f"a lease that is {self._state.value} can't be {state.value}")
         self._state = state
 
+    def _first_use(self) -> BoundFunction | None:
+        """Return the bound function if a call may begin; whoever asks may use the instance."""
+        if self._bound is None and self._state is HELD:
+            self._bound = self._ready = self._request.instance.bound  # type: ignore[union-attr,assignment]
+        return self._ready
+
     def _resting(self) -> BoundFunction:
         """Return the bound function if an instance is held and no call is under way; else raise."""
-        bound = self._bound
+        bound = self._first_use() or self._bound
         if bound is None or self._task is None or self._request is None:
             raise self._unusable()
         if self._ready is None and self._state not in (BROKEN, EXITED):
@@ -1442,9 +1472,10 @@ class _WatchedLease(Lease[R_co]):  # type: ignore[misc] # it is final for users
         return facts
 
     def _names(self) -> Facts:
-        if self._bound is None:
+        entry = self._entry if self._bound is None else self._bound.entry
+        if entry is None:
             return Facts()
-        function = self._bound.entry.function
+        function = entry.function
         return Facts(key=function.key, generation=function.generation)
 
 

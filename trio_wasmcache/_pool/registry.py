@@ -148,7 +148,7 @@ class Registry:
         old = self.functions.get(record.key)
         self.functions[record.key] = record
         name = record.key.name
-        self.exact[name, record.key.args] = record
+        self.exact[record.spelling] = record
         count = self._overloads[name] = self._overloads.get(name, 0) + (old is None)
         if count == 1:
             self.exact[name, None] = record
@@ -170,7 +170,7 @@ class Registry:
                 self.find(name, None)
         for record in found:
             del self.functions[record.key]
-            del self.exact[record.key.name, record.key.args]
+            del self.exact[record.spelling]
             self._forget_overload(record.key.name)
         return found
 

@@ -6,6 +6,7 @@ Code is counted in units of one stack: `code=2` is a module as large as two stac
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Any
 
 from trio_wasmcache._core.config import CacheConfig, KiB, PolicyName
 from trio_wasmcache._core.events import Reason
@@ -36,6 +37,22 @@ def limits(policy: PolicyName = "lru", **changed: float) -> CacheConfig:
         idle_timeout=changed.get("idle_timeout", 1000.0),
         **{"max_size": 1000, "max_instance_size": 500, **{k: int(v) for k, v in whole.items()}},
     )
+
+
+def short_hit(
+    policy: Policy, function: FunctionRecord, group: GroupRecord, *more: Any
+) -> Request | None:
+    """Acquire as a lease does first: by `hit`, in the entry that serves the function."""
+    entry = group.serving.get(function.spelling)
+    return None if entry is None else policy.hit(entry, *more)
+
+
+def short_queue(
+    policy: Policy, function: FunctionRecord, group: GroupRecord, *more: Any
+) -> Request | None:
+    """Get in line as a lease does, by `queue`."""
+    entry = group.serving.get(function.spelling)
+    return None if entry is None else policy.queue(entry, *more)
 
 
 class Bench:

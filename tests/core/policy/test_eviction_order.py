@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from core.policy.policy_bench import Bench, reasons
+from core.policy.policy_bench import Bench, reasons, short_hit
 
 from trio_wasmcache._core.config import PolicyName
 from trio_wasmcache._core.events import Reason
@@ -405,7 +405,7 @@ def test_a_hit_is_the_same_under_each(policy: PolicyName) -> None:
     if bench.policy.instances.told is not None:
         bench.policy.instances.told = order  # type: ignore[assignment]
     for _ in range(5):
-        request = bench.policy.hit(function, bench.main, "anna", None, bench.now)  # type: ignore[arg-type]
+        request = short_hit(bench.policy, function, bench.main, "anna", None, bench.now)  # type: ignore[arg-type]
         assert request is not None
         assert bench.policy.rest(request, 10, bench.now)
     assert order.calls == 0
@@ -509,7 +509,7 @@ def hits(
         function = functions.get(key)
         if function is None:
             function = functions[key] = bench.function(str(key))
-        request = bench.policy.hit(function, bench.main, 0, None, 0.0)  # type: ignore[arg-type]
+        request = short_hit(bench.policy, function, bench.main, 0, None, 0.0)  # type: ignore[arg-type]
         found.append(request is not None)
         if request is None:
             request = bench.acquire(function, 0)

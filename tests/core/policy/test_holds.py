@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import trunc
 
-from core.policy.policy_bench import Bench
+from core.policy.policy_bench import Bench, short_hit
 from core.policy.test_pass_on import Native, give_up
 from hypothesis import example, given, strategies as st
 
@@ -24,7 +24,7 @@ def use(bench: Bench, held: list[int], reads: list[bool]) -> tuple[Entry, UseSta
     assert bench.policy.rest(first, 10, bench.now)
     expected.add(HOLDS, 0)
     for number, (microseconds, read) in enumerate(zip(held, reads, strict=True)):
-        request = bench.policy.hit(function, bench.main, "berta", give_up, bench.now)
+        request = short_hit(bench.policy, function, bench.main, "berta", give_up, bench.now)
         assert request is not None
         bench.now += microseconds / 1e6
         expected.add(HOLDS, trunc((bench.now - request.since) * 1e6))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from random import Random
 
 import pytest
+from core.policy.policy_bench import short_hit
 from core.policy.policy_model import MIdleTimes
 from core.policy.test_policy_machine import model_weights, weights
 
@@ -164,7 +165,9 @@ class Cache:
         if not late:
             self.wait(at)
         function, group = self.function(name), group or self.group
-        request = self.policy.hit(function, group, "task", lambda _: None, at) if short else None
+        request = (
+            short_hit(self.policy, function, group, "task", lambda _: None, at) if short else None
+        )
         how = "short"
         if request is None:
             request = self.policy.request(function, group, "task")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from core.policy.policy_bench import Bench, limits
+from core.policy.policy_bench import Bench, limits, short_hit, short_queue
 from peeking import slots_of
 
 from trio_wasmcache._core.errors import DeadlockError
@@ -144,7 +144,7 @@ def test_both_ways_lead_into_the_same_line() -> None:
             bench.now += 1
             request: Request | None
             if short:
-                request = bench.policy.queue(function, bench.main, owner, give_up, bench.now)
+                request = short_queue(bench.policy, function, bench.main, owner, give_up, bench.now)
                 assert request is not None
             else:
                 request = bench.policy.request(function, bench.main, owner, give_up=give_up)
@@ -163,7 +163,7 @@ def test_no_place_in_line_where_acquiring_may_do_more() -> None:
     before = state(bench, requests)
 
     def refused(owner: str = "berta", where: FunctionRecord = function) -> bool:
-        return policy.queue(where, bench.main, owner, give_up, bench.now) is None
+        return short_queue(policy, where, bench.main, owner, give_up, bench.now) is None
 
     assert refused("anna"), "as it would wait for itself"
     assert refused(where=bench.function("g")), "as it has no entry"
@@ -186,8 +186,8 @@ def test_a_wait_in_vain_is_found_behind_others() -> None:
     bench = Bench()
     f, g = busy(bench), bench.function("g")
     bench.lease(g, owner="berta")
-    assert bench.policy.queue(g, bench.main, "anna", give_up, bench.now) is not None
-    assert bench.policy.queue(f, bench.main, "berta", give_up, bench.now) is None
+    assert short_queue(bench.policy, g, bench.main, "anna", give_up, bench.now) is not None
+    assert short_queue(bench.policy, f, bench.main, "berta", give_up, bench.now) is None
     with pytest.raises(DeadlockError):
         bench.policy.acquire(bench.policy.request(f, bench.main, "berta"), bench.now)
 
@@ -198,17 +198,17 @@ def test_an_instance_with_a_line_does_not_become_idle() -> None:
     function = busy(bench)
     (held,) = function.entries[bench.main].claims
     assert bench.policy.rest(held, 10, bench.now)
-    hit = bench.policy.hit(function, bench.main, "anna", give_up, bench.now)
+    hit = short_hit(bench.policy, function, bench.main, "anna", give_up, bench.now)
     assert hit is not None
     assert bench.policy.rest(hit, 10, bench.now)
-    hit = bench.policy.hit(function, bench.main, "anna", give_up, bench.now)
+    hit = short_hit(bench.policy, function, bench.main, "anna", give_up, bench.now)
     assert hit is not None
-    following = bench.policy.queue(function, bench.main, "berta", give_up, bench.now)
+    following = short_queue(bench.policy, function, bench.main, "berta", give_up, bench.now)
     assert not bench.policy.rest(hit, 10, bench.now)
     assert bench.policy.pass_on(hit, 10, bench.now) is following
     # Once more: the line has been empty meanwhile.
     assert following is not None
-    third = bench.policy.queue(function, bench.main, "clara", give_up, bench.now)
+    third = short_queue(bench.policy, function, bench.main, "clara", give_up, bench.now)
     assert not bench.policy.rest(following, 10, bench.now)
     assert bench.policy.pass_on(following, 10, bench.now) is third
 

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any, get_args
 
 import pytest
+from core.policy.policy_bench import short_hit, short_queue
 from core.policy.policy_model import (
     MCode,
     MFunction,
@@ -248,7 +249,7 @@ class PolicyMachine(RuleBasedStateMachine):
         if owners:
             new = MRequest(key, owners[owner % len(owners)], False, self.turns + 1)
             where = self.functions[key[0]], self.groups[key[1]]
-            request = self.policy.hit(*where, new.owner, new, self.now)
+            request = short_hit(self.policy, *where, new.owner, new, self.now)
             if request is not None:
                 self.turns += 1
                 self.granted += 1
@@ -280,10 +281,10 @@ class PolicyMachine(RuleBasedStateMachine):
             short = self.short and not warm
             if short:
                 before = snapshot(self.policy)
-                theirs = self.policy.hit(*where, ours.owner, ours, self.now)
+                theirs = short_hit(self.policy, *where, ours.owner, ours, self.now)
                 if theirs is None:
                     assert snapshot(self.policy) == before, "refused, and changed something"
-                    theirs = self.policy.queue(*where, ours.owner, ours, self.now)
+                    theirs = short_queue(self.policy, *where, ours.owner, ours, self.now)
                 if theirs is not None:
                     self.requests[ours] = theirs
                     return None
@@ -932,6 +933,10 @@ class PolicyMachine(RuleBasedStateMachine):
                 running = [it for it in model.live(key) if it.outdated and it.state != "idle"]
                 assert entry.live - len(running) <= key[0].concurrency
             assert not (entry.waiting and len(entry.claims) < key[0].concurrency), "lost wakeup"
+        for group, theirs in self.groups.items():
+            found = [it for it in seen if it.group is theirs and not it.function.retired]
+            serving = {} if group.closed else {it.function.spelling: it for it in found}
+            assert theirs.serving == serving
         assert len(self.policy.instances.entries) == len(seen)
         assert sum(len(it.entries) for it in self.functions.values()) == len(seen)
         assert sum(len(it.entries) for it in self.groups.values()) == len(seen)

@@ -6,7 +6,7 @@ import gc
 import inspect
 import weakref
 
-from core.policy.policy_bench import Bench
+from core.policy.policy_bench import Bench, short_hit
 
 from trio_wasmcache._core.policy.policy import Policy
 from trio_wasmcache._core.policy.records import FunctionRecord, Request, Stage
@@ -18,7 +18,7 @@ class Owner:
 
 def hit(bench: Bench, function: FunctionRecord, owner: object) -> Request:
     """A hit, the short way."""
-    request = bench.policy.hit(function, bench.main, owner, lambda _: None, bench.now)
+    request = short_hit(bench.policy, function, bench.main, owner, lambda _: None, bench.now)
     assert request is not None
     return request
 
@@ -80,7 +80,7 @@ def test_an_instance_that_was_set_aside_after_it_rested_is_no_hit() -> None:
     request = hit(bench, function, "anna")
     assert bench.policy.rest(request, 10, bench.now)
     request.held.set_aside()
-    assert bench.policy.hit(function, bench.main, "berta", lambda _: None, bench.now) is None
+    assert short_hit(bench.policy, function, bench.main, "berta", lambda _: None, bench.now) is None
 
 
 def test_a_lease_does_not_rest_where_another_has_taken_its_place_meanwhile() -> None:

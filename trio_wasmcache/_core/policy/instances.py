@@ -258,6 +258,8 @@ class Instances:
                 function.add_entry(entry)
             group.entries[entry] = None
             self.entries[entry] = None
+            if not (function.retired or group.closed):
+                group.serving[function.spelling] = entry
         return entry
 
     def forget(self, entry: Entry) -> None:
@@ -265,6 +267,8 @@ class Instances:
         if entry.vacant and entry in self.entries:
             del self.entries[entry]
             del entry.group.entries[entry]
+            if entry.group.serving.get(entry.function.spelling) is entry:
+                del entry.group.serving[entry.function.spelling]
             if entry.function.lone_entry is entry:
                 entry.function.lone_entry = None
             else:
@@ -276,6 +280,11 @@ class Instances:
                 if len(self._parked) >= PARKED:
                     self.fold()
                 self._parked[entry.function, entry.group] = entry
+
+    def hide(self, entry: Entry) -> None:
+        """Let no hit find `entry` any more."""
+        if entry.group.serving.get(entry.function.spelling) is entry:
+            del entry.group.serving[entry.function.spelling]
 
     # -- counts of uses
 

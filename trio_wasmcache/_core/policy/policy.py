@@ -197,8 +197,7 @@ class Policy:
 
     def hit(
         self,
-        function: FunctionRecord,
-        group: GroupRecord,
+        entry: Entry,
         owner: Hashable,
         give_up: GiveUp,
         now: float,
@@ -209,12 +208,8 @@ class Policy:
         """
         request = self._resting
         if request is not None:
-            entry = request.entry
             if (
-                entry.function is function
-                and entry.group is group
-                and request.reused
-                and request.instance.ready  # type: ignore[union-attr] # it has one
+                request.entry is entry and request.reused and request.instance.ready  # type: ignore[union-attr] # it has one
             ):
                 # The instance that has just become idle: the books have it as held.
                 self._resting = None
@@ -224,24 +219,21 @@ class Policy:
                 self.hits += 1
                 return request
             self._settle()
-        entry = function.lone_entry  # type: ignore[assignment]
-        if entry is None or entry.group is not group:
-            entry = function.many_entries.get(group)  # type: ignore[assignment]
-        if entry is None or entry.waiting or self._room:
+        if entry.waiting or self._room:
             return None
         idle, claims, lone = entry.many_idle, entry.many_claims, entry.lone_claim
         instance = entry.lone_idle if idle is None else idle[-1] if idle else None
         if (
             instance is None
-            or (lone is not None and function.concurrency == 1)
-            or (claims is not None and len(claims) >= function.concurrency)
+            or (lone is not None and entry.function.concurrency == 1)
+            or (claims is not None and len(claims) >= entry.function.concurrency)
         ):
             return None
         instances = self._instances
         ledger = instances.ledger
         module = instance.module
         running = ledger.running + 1
-        running_size = ledger.running_size + function.worst_size
+        running_size = ledger.running_size + entry.worst_size
         if (
             not instance.ready
             or running > ledger.most_running
@@ -274,7 +266,7 @@ class Policy:
         ledger.running = running
         ledger.running_size = running_size
         ledger.total_size -= instance.size
-        group.idle_size -= instance.size
+        entry.group.idle_size -= instance.size
         # The request. A spare one has been plain to its end: it is a hit, and not handed over.
         request.entry = entry
         request.instance = instance
@@ -385,7 +377,7 @@ class Policy:
             last.after = modules.before = module
             ledger.evictable_code += module.code_size
         ledger.running -= 1
-        ledger.running_size -= entry.function.worst_size
+        ledger.running_size -= entry.worst_size
         ledger.total_size += size
         entry.group.idle_size += size
         # The request.
@@ -405,8 +397,7 @@ class Policy:
 
     def queue(
         self,
-        function: FunctionRecord,
-        group: GroupRecord,
+        entry: Entry,
         owner: Hashable,
         give_up: GiveUp,
         now: float,
@@ -421,10 +412,8 @@ class Policy:
         """
         if self._resting is not None:
             self._settle()
-        entry = function.lone_entry
-        if entry is None or entry.group is not group:
-            entry = function.many_entries.get(group)
-        if entry is None or function.fits != self._limits or group.closed or self.closed:
+        function, group = entry.function, entry.group
+        if function.fits != self._limits or group.closed or self.closed:
             return None
         line = entry.waiting
         claims: Collection[Request] = entry.many_claims or ()
@@ -998,6 +987,7 @@ class Policy:
             self._instances.book.drop_function(function.key)
         result = Step()
         for entry in list(function.entries.values()):
+            self._instances.hide(entry)
             self._instances.evict_entry(entry, Reason.REMOVED, now, result)
             self._move_on(entry, result)
             self._instances.forget(entry)
@@ -1014,6 +1004,8 @@ class Policy:
             self._settle()
         self._epoch += 1
         self.closed = True
+        for entry in self._instances.entries:
+            self._instances.hide(entry)
 
     def close_group(self, group: GroupRecord, now: float, reason: Reason) -> Step:
         """Refuse new leases in `group`, evict its idle instances, and end its waits.

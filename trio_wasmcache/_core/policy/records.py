@@ -11,7 +11,7 @@ import enum
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeAlias, final
 
 from ..events import Reason
 from ..keys import FunctionKey
@@ -27,6 +27,8 @@ DROPS = 40
 NO_LINE: OrderedDict[Request, None] = OrderedDict()
 # Shared by all functions that were never used in several groups at a time.
 NO_ENTRIES: dict[GroupRecord, Entry] = {}
+Spelling: TypeAlias = tuple[str, tuple[str, ...]]
+"""Name and argument types, in their normal spelling."""
 
 
 class Unloadable(Protocol):
@@ -173,6 +175,7 @@ class FunctionRecord:
         "resets",
         "retired",
         "size",
+        "spelling",
         "successor",
         "variant",
         "warned_oversized",
@@ -208,6 +211,8 @@ class FunctionRecord:
         """Seconds that making an instance has taken while the code was loaded, a mean of the last
         few; None: not known yet."""
         self.retired: bool = retired
+        self.spelling: Spelling = (key.name, key.args)
+        """Its key, as most acquires spell it; one tuple for `GroupRecord.serving` of all groups."""
         self.size: int = 0
         """Size (bytes) of the instance that was loaded, or rested the long way, last. Most have the
         same: so they share this number, and a hit finds it in the processor's caches."""
@@ -368,6 +373,7 @@ class GroupRecord:
         "name",
         "reserved_size",
         "room",
+        "serving",
         "tokens",
     )
 
@@ -392,6 +398,9 @@ class GroupRecord:
         self.gone: bool = False
         """Whether it was closed while the cache stayed open."""
         self.entries: dict[Entry, None] = {}
+        self.serving: dict[Spelling, Entry] = {}
+        """Those of registered functions, by their keys. So a hit, among many, finds its entry in
+        one step and has not to touch what else is known of the function."""
         self.tokens: TokenBook = TokenBook() if tokens is None else tokens
         self.limit(self.max_size, self.reserved_size)
 
@@ -401,8 +410,9 @@ class GroupRecord:
         self.room = -1 if self.closed else sys.maxsize if max_size is None else max_size
 
     def close(self) -> None:
-        """Let none of its instances become idle any more."""
+        """Let none of its instances become idle any more, and no hit find one."""
         self.closed, self.room = True, -1
+        self.serving.clear()
 
     def keeps(self, size: int) -> bool:
         """Whether the group would have less than it has reserved without so many idle bytes."""
@@ -454,11 +464,14 @@ class Entry:
         "many_claims",
         "many_idle",
         "waiting",
+        "worst_size",
     )
 
     def __init__(self, function: FunctionRecord, group: GroupRecord, live: int = 0) -> None:
         self.function: FunctionRecord = function
         self.group: GroupRecord = group
+        self.worst_size: int = function.worst_size
+        """That of its function, for hits; see `GroupRecord.serving`."""
         self.live: int = live
         """Number of instances that are loading, running or idle."""
         self.lone_idle: Instance | None = None
