@@ -34,7 +34,7 @@ from .._core.errors import InvalidModuleError
 from .._core.keys import INFERRED, FunctionKey, Inferred, check_name
 from .._core.policy.records import FunctionRecord, Need
 from .._core.text import listed, shown
-from .._core.wasm.admission import least_size, worst_size
+from .._core.wasm.admission import least_size
 from .._core.wasm.formats import foreign
 from .._core.wasm.isolation import RESET, REUSE, Isolation, cache_verdict, verdict
 from .._core.wasm.reader import ForeignFormatError, FuncType
@@ -82,8 +82,6 @@ class Compiled:
     """Name of the group in whose turn it was."""
     least_size: int
     """Bytes that an instance starts with; once for all functions that share the module."""
-    worst_size: int
-    """Bytes that an instance may touch."""
 
 
 @public
@@ -662,8 +660,7 @@ class InstanceCache:
         self._check_open(key.name)
         artifact = module.artifact
         least = least_size(artifact.edits.heap_size, artifact.info, *artifact.others)
-        most = worst_size(*artifact.modules)
-        return Compiled(module, binding, seconds, group.record.name, least, most)
+        return Compiled(module, binding, seconds, group.record.name, least)
 
     def _define(
         self, declaration: Declaration, compiled: Compiled
@@ -679,7 +676,7 @@ class InstanceCache:
             pool.registry.next_generation(key),
             module.record,
             declaration.concurrency,
-            compiled.worst_size,
+            module.worst_size,
             artifact.address_space,
             artifact.mappings,
             declaration.isolation,

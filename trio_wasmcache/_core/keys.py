@@ -114,7 +114,9 @@ def normalise_types(names: object, what: str = "args") -> tuple[str, ...]:
                 f'{what} must be names of types, such as "i64", got {shown(name)}'
                 f"{_remedy(name, what)}"
             )
-    return tuple(normalise_type(name) for name in types)
+    normal = tuple(normalise_type(name) for name in types)
+    # As it was given, if it is spelt so: then functions share a tuple that callers share.
+    return types if {*map(type, types)} <= {str} and types == normal else normal
 
 
 def check_name(name: object) -> str:

@@ -37,7 +37,6 @@ from .._core.policy.records import (
     Stage,
 )
 from .._core.text import printable
-from .._core.wasm.admission import worst_size
 from .._core.wasm.preparation import FrozenState, UnfreezableError
 from .._engine.base import GuestInstance, HostCall
 from .._log import Origin
@@ -185,9 +184,8 @@ class Booking:
         if group.closed or pool.closed:
             raise self._closed_error()
         task = self._preparation.owner = trio.lowlevel.current_task()
-        worst = worst_size(*artifact.modules)
         record = FunctionRecord.to_prepare(
-            self.key, module.record, worst, artifact.address_space, artifact.mappings
+            self.key, module.record, module.worst_size, artifact.address_space, artifact.mappings
         )
         record.define(definition)
         now = pool.now()

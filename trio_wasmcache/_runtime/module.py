@@ -12,6 +12,7 @@ from attrs import evolve
 from .._core.config import MiB
 from .._core.keys import FunctionKey
 from .._core.policy.records import Module
+from .._core.wasm.admission import worst_size
 from .._core.wasm.custom import DebugSections
 from .._engine.base import Artifact, Engine, HostImport, LoadedModule, Samples, StartCall
 from .host import AnyHost
@@ -65,6 +66,7 @@ class CachedModule:
         "samples_of",
         "source",
         "why_not",
+        "worst_size",
     )
 
     def __init__(
@@ -102,6 +104,8 @@ class CachedModule:
         """Whether the log knows how it was prepared."""
         self.load_fuel: int
         """Units that making an instance costs, beside the fuel of its start."""
+        self.worst_size: int
+        """Bytes that an instance may touch at most; one number for all functions of the module."""
         self.record: Module
         """Record of the module in the policy."""
         self.debug_sections: DebugSections | None
@@ -124,6 +128,7 @@ class CachedModule:
         if self.debug_sections is not None:
             self.artifact = evolve(self.artifact, debug=None)
         artifact = self.artifact
+        self.worst_size = worst_size(*artifact.modules)
         self.load_fuel = LOAD_FUEL
         if artifact.graph is not None:
             self.load_fuel += PART_FUEL * len(artifact.others) + LINK_FUEL * artifact.graph.links

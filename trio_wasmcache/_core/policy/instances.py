@@ -433,10 +433,11 @@ class Instances:
         instance.state = step(instance.state, action)
         changed = size != instance.size or instance.seat or instance in self._altered
         self._altered.discard(instance)
-        if size != entry.function.size:
-            entry.function.size = size
-        instance.size = instance.resting_size = entry.function.size
-        if instance.module is not entry.function.module:
+        module = instance.module
+        if size != module.size:
+            module.size = size
+        instance.size = instance.resting_size = module.size
+        if module is not entry.function.module:
             instance.report_rest()  # it may be `surplus`, or a `misfit`, by then
         instance.last_used = entry.last_used = now
         self.rests += 1

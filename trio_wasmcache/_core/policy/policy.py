@@ -613,10 +613,10 @@ class Policy:
             self._settle()
         self._epoch += 1
         instance = _instance(request, Stage.LOADING)
-        function = instance.entry.function
-        if size != function.size:
-            function.size = size
-        instance.size = size = function.size
+        function, module = instance.entry.function, instance.module
+        if size != module.size:
+            module.size = size
+        instance.size = size = module.size
         seat, instance.seat = instance.seat, False
         instances = self._instances
         instance.note_load(seconds)
@@ -626,7 +626,7 @@ class Policy:
             instance.resting_size = size
             if (
                 instances.told is not None
-                or instance.module is not function.module
+                or module is not function.module
                 or function.variant is not None
             ):
                 instance.report_rest()

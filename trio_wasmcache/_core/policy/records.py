@@ -74,6 +74,7 @@ class Module:
         "mappings",
         "number",
         "running",
+        "size",
         "stopped",
         "users",
     )
@@ -94,6 +95,9 @@ class Module:
         """Memory mappings of the code, while it is loaded."""
         self.load_seconds: float | None = load_seconds
         """Seconds that loading the code has taken, a mean of the last few; None: not known yet."""
+        self.size: int = 0
+        """Size (bytes) of the instance that was loaded, or rested the long way, last. Most have the
+        same: so they share this number, and a hit finds it in the processor's caches."""
         self.users: int = 0
         """Number of its instances and seats, in any state."""
         self.running: int = 0
@@ -174,7 +178,6 @@ class FunctionRecord:
         "names",
         "resets",
         "retired",
-        "size",
         "spelling",
         "successor",
         "variant",
@@ -213,9 +216,6 @@ class FunctionRecord:
         self.retired: bool = retired
         self.spelling: Spelling = (key.name, key.args)
         """Its key, as most acquires spell it; one tuple for `GroupRecord.serving` of all groups."""
-        self.size: int = 0
-        """Size (bytes) of the instance that was loaded, or rested the long way, last. Most have the
-        same: so they share this number, and a hit finds it in the processor's caches."""
         self.successor: FunctionRecord | None = None
         self.lone_entry: Entry | None = None
         """Its only entry, unless there are `many_entries`; as mostly, and without a dictionary of
