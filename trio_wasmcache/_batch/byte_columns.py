@@ -19,7 +19,7 @@ from .columns import BITS, Column, MisfitError, Misfits
 
 MAX_SIZE = 2**31 - 1
 # Bytes, or characters, that are packed at once: 0.1 to 0.3 ms. How many values these are is judged
-# by some 16 of them, as asking all for their length would make a batch of short ones 5 % slower.
+# by some 16 of them, as asking all for their length would make batches of short ones slower.
 AT_ONCE, SAMPLES = 256 * 1024, 16
 WIDE = 8
 """Bytes of an offset of packed columns."""
