@@ -730,8 +730,8 @@ class Lease(Generic[R_co]):
             TypeError, ValueError, OverflowError: a column, or a value in a row, does not fit. The
                 error of a row has its number in `row`.
             GuestError: the guest failed; the error's `row` says in which row.
-            LoadError: the driver, the code that calls the function for each row, can't be made; or
-                an instance can't that is to go on behind a row that failed.
+            LoadError: the driver, the code that calls the function for each row, can't be made,
+                or the instance with which the batch is to go on after a row that failed.
             ResultTooLargeError: the results up to row `row` exceed `max_result_size`; the lease can
                 still be used.
             CodeMemoryError: the system has no memory for the driver, though all idle instances

@@ -362,7 +362,7 @@ class CacheConfig:
     compiler: CompilerName = field(default="optimizing", metadata=_one_of(*get_args(CompilerName)))
     """Which of wasmtime's compilers compiles modules. ``"optimizing"``: Cranelift, whose code is
     the fastest. ``"baseline"``: Winch, which takes a tenth of the time, and whose code takes up to
-    half as long again; modules that it can't compile go to the other one. ``"tiered"``: first
+    1.4 times as long; modules that it can't compile go to the other one. ``"tiered"``: first
     Winch, and in the background Cranelift, for functions whose calls have used 10 ms. With
     ``"baseline"`` and ``"tiered"``, all stacks have 4 times `stack_size`, as Winch's code needs
     more."""

@@ -89,8 +89,8 @@ class HostFunction:
         HostFunction(greeting, params=("i32",), results=("i32",), reentrant=True)
 
     Raises:
-        SignatureError: a type is unknown, or a reentrant function has 1000 results, or ``"str"`` or
-            ``"bytes"`` among its types.
+        SignatureError: a type is unknown, or a reentrant function has 1000 results or more, or
+            ``"str"`` or ``"bytes"`` among its types.
         TypeError: `fn` is not callable; neither `params` nor `results` is given; one of them is
             not a sequence of str; `pure` is not a bool; or `reentrant` is not a bool, or True for a
             function that is not an ``async def``.

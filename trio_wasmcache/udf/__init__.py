@@ -9,7 +9,7 @@
 
 A `WasmUDF` is called with whole columns, in any thread of any process that has unpickled it. Each
 process opens a cache at the first call, and keeps it warm. No engine is imported: each of them sees
-a plain function. It stands on `trio_wasmcache.blocking`. The page ``README.md`` beside this file
+a plain function. It builds on `trio_wasmcache.blocking`. The page ``README.md`` beside this file
 says how to use it in polars, DuckDB, Ray, Dask and Spark.
 """
 
