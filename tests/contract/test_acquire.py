@@ -107,6 +107,36 @@ async def test_1_types_are_normalised_in_line(kit: Kit) -> None:
         check_invariants(cache)
 
 
+async def test_1_a_lease_ends_with_an_error_of_its_name(kit: Kit) -> None:
+    """As one may come from a `__hash__`: whether others wait at that moment or not."""
+
+    class Name(str):
+        error: Exception = ValueError("no hash")
+
+        def __hash__(self) -> int:
+            raise self.error
+
+    async with kit.open() as cache, trio.open_nursery() as nursery:
+        f = await add(cache, "f", kit.adding(1))
+        async with cache.acquire("f", ("i64",)):
+            for _ in range(2):
+                for args in (None, ("i64",)):
+                    lease = cache.acquire(Name("f"), args)
+                    with pytest.raises(ValueError, match="no hash"):
+                        await lease.__aenter__()
+                    with pytest.raises(trio.ClosedResourceError):
+                        await lease.call(1)
+                nursery.start_soon(f.call, 1)
+                await wait_all_tasks_blocked()
+            assert cache.stats().waiting == 2
+        await wait_all_tasks_blocked()
+        # All names are compared with it then, as with one that is spelt in another way.
+        Name.error = KeyError("no hash")
+        async with cache.acquire(Name("f")) as lease:
+            assert await lease.call(1) == 2
+        check_invariants(cache)
+
+
 async def fails(cache: InstanceCache, name: object, args: Sequence[str] | None) -> None:
     """Acquire what has no name."""
     with pytest.raises(TypeError, match="a function name must be a str, got "):

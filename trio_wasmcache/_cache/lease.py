@@ -276,23 +276,22 @@ class Lease(Generic[R_co]):
                 await checkpoint_if_cancelled()
             else:
                 await checkpoint()
+            # Now, as others have run; and in here, as the name may be of a class whose `__hash__`
+            # runs any code.
+            try:
+                entry = self._group.record.serving[self._name, self._args]  # type: ignore[index]
+            except (KeyError, TypeError):
+                entry = self._find_entry() if self._args is None else None
         except BaseException:
             self._state = ENDED
             raise
+        if entry is None:
+            return await self._acquire(task)
         # The fast paths of a hit and of a place in line: short on purpose, like the policy's part
         # of them. `_acquire` does the rest: no free token, something to load, or uses to log.
         group = self._group
         capacity = group.capacity
         owners = capacity.owners
-        try:
-            # First, as the name may be of a class whose `__hash__` runs any code.
-            entry = group.record.serving[self._name, self._args]  # type: ignore[index]
-        except (KeyError, TypeError):
-            entry = None
-        if entry is None and self._args is None:
-            entry = self._find_entry()
-        if entry is None:
-            return await self._acquire(task)
         if (
             capacity.limiter is None
             and task not in owners
@@ -346,7 +345,7 @@ class Lease(Generic[R_co]):
             if self._args is not None:
                 return serving.get((self._name, self._args))  # type: ignore[arg-type]
             function = self._pool.exact.get((self._name, None))
-        except TypeError:  # they are not hashable
+        except (KeyError, TypeError):  # such as of a list, which has no hash
             return None
         return None if function is None else serving.get(function.spelling)
 
