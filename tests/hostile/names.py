@@ -65,7 +65,9 @@ GUESTS = [
         "exports with such names",
         ATTACKS,
         f'(func (export "{ESCAPED}"))',
-        Refused(ExportError, "the functions it exports are '?2026-01-01"),
+        Refused(
+            ExportError, r"the functions it exports are '\n2026-01-01 [info] all is well\r\x1b[2J"
+        ),
     ),
     Guest(
         "an export with such a name, called",
@@ -117,7 +119,7 @@ GUESTS = [
         "an export with a name longer than may be",
         "the message that says so",
         lambda: module(exports=[Export("\x1b" * 200_000, "func", 0)]),
-        Refused(ExportError, "the functions it exports are '???"),
+        Refused(ExportError, r"the functions it exports are '\x1b\x1b\x1b"),
     ),
     Guest(
         "a custom section with such a name",
