@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+import trio
 
 
 @contextmanager
@@ -38,3 +39,23 @@ def no_new_threads() -> Iterator[None]:
         patch.setattr(threading.Thread, "start", watched)
         yield
     assert started == []
+
+
+async def passes(use: Callable[[], Awaitable[object]]) -> int:
+    """How often another task runs in the course of a use."""
+    count = 0
+
+    async def other() -> None:
+        nonlocal count
+        while True:
+            await trio.lowlevel.checkpoint()
+            count += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await trio.lowlevel.checkpoint()
+        before = count
+        await use()
+        happened = count - before
+        nursery.cancel_scope.cancel()
+    return happened

@@ -5,32 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import pytest
-import trio
+from counting import passes
 from kits import FakeKit, Kit, add, open_real_cache
 
 from trio_wasmcache import BufferAbi, Lease
 
 SERIES = 2000
 """Number of calls in a row: 8 ms of the cheapest."""
-
-
-async def passes(series: Callable[[], Awaitable[None]]) -> int:
-    """How often another task ran in the course of a series."""
-    count = 0
-
-    async def other() -> None:
-        nonlocal count
-        while True:
-            await trio.lowlevel.checkpoint()
-            count += 1
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(other)
-        await trio.lowlevel.checkpoint()
-        before = count
-        await series()
-        nursery.cancel_scope.cancel()
-    return count - before
 
 
 async def refused(call: Awaitable[object]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import guests
 import pytest
 import trio
+from counting import passes
 from kits import PAGE, WasmtimeKit, add
 from peeking import in_call, job_of
 
@@ -252,26 +253,6 @@ async def test_a_start_function_that_traps(real: WasmtimeKit) -> None:
         check_invariants(cache)
 
 
-async def wakeups_during(use: Any) -> int:
-    """How many times another task gets to run while `use` is awaited."""
-    count = 0
-
-    async def other() -> None:
-        nonlocal count
-        while True:
-            await trio.lowlevel.checkpoint()
-            count += 1
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(other)
-        await trio.lowlevel.checkpoint()
-        before = count
-        await use
-        happened = count - before
-        nursery.cancel_scope.cancel()
-    return happened
-
-
 async def test_ten_thousand_short_calls_let_others_run(real: WasmtimeKit) -> None:
     """None of them takes a whole slice, but another task runs many times meanwhile."""
     async with real.open() as cache:
@@ -282,7 +263,7 @@ async def test_ten_thousand_short_calls_let_others_run(real: WasmtimeKit) -> Non
                 for _ in range(10_000):
                     await lease.call(3)
 
-        assert await wakeups_during(calls()) >= 10
+        assert await passes(calls) >= 10
         assert cache.stats().calls == 10_000
 
 
@@ -299,7 +280,7 @@ async def test_a_long_inline_call_lets_others_run_after_each_slice(real: Wasmtim
                 assert lease.fuel_consumed is not None
                 fuel = lease.fuel_consumed
 
-        assert await wakeups_during(call()) >= fuel // 10_000 - 2
+        assert await passes(call) >= fuel // 10_000 - 2
 
 
 async def test_two_heavy_calls_in_threads_both_finish(real: WasmtimeKit) -> None:

@@ -1253,7 +1253,7 @@ class Lease(Generic[R_co]):
 
     def _resting(self) -> BoundFunction:
         """Return the bound function if an instance is held and no call is under way; else raise."""
-        bound = self._first_use() or self._bound
+        bound = self._bound or self._first_use()
         if bound is None or self._task is None or self._request is None:
             raise self._unusable()
         if self._ready is None and self._state not in (BROKEN, EXITED):

@@ -267,8 +267,7 @@ class Instances:
         if entry.vacant and entry in self.entries:
             del self.entries[entry]
             del entry.group.entries[entry]
-            if entry.group.serving.get(entry.function.spelling) is entry:
-                del entry.group.serving[entry.function.spelling]
+            self.hide(entry)
             if entry.function.lone_entry is entry:
                 entry.function.lone_entry = None
             else:
